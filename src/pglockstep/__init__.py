@@ -1,0 +1,9 @@
+"""pglockstep keeps two PostgreSQL databases in lockstep.
+
+It stands between servers that cannot reach each other, carries every committed transaction from a
+source to a target exactly once and in order, and proves that both ends are identical.
+"""
+
+from importlib.metadata import version
+
+__version__ = version("pglockstep")

@@ -1,0 +1,198 @@
+"""Every way in which pglockstep can fail, as one tree.
+
+An error carries what its reader needs and nothing else: one sentence that names the thing, one hint
+with the exact next step, the exit code promised to scripts, and whether trying again can help.
+
+::
+
+    LockstepError                       exit  retry
+    ├── UsageProblem                       2  no
+    ├── ConfigError                        3  no     what the user wrote, or what this machine lacks
+    │   └── NotBuiltYet                    3  no     a promised mode that this version does not have
+    ├── EndError                                     one of the two ends
+    │   ├── SourceError                    4
+    │   │   ├── SourceUnreachable          4  yes
+    │   │   └── SourceLacks                4  no     a setting, a privilege, a free slot, the slot itself
+    │   └── TargetError                    5
+    │       ├── TargetUnreachable          5  yes
+    │       ├── TargetBusy                 5  yes    locked, full, read-only: a state that passes
+    │       ├── TargetLacks                5  no
+    │       ├── TargetNotEmpty             5  no
+    │       └── ApplyRefused               5  no     a change that the target will not take
+    ├── IdentityChanged                    6  no     another server answers where the known one was
+    ├── Inconclusive                       7  no
+    └── LinkHeld                           8  no     another process does this link's work
+
+The docstring of a class is its default message. With several links the most serious exit code wins,
+in the order of :data:`EXIT_PRECEDENCE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal, NoReturn
+
+Side = Literal["source", "target"]
+
+EXIT_OK = 0
+EXIT_DIFFERS = 1
+EXIT_USAGE = 2
+EXIT_CONFIG = 3
+EXIT_SOURCE = 4
+EXIT_TARGET = 5
+EXIT_INCIDENT = 6
+EXIT_INCONCLUSIVE = 7
+EXIT_LINK_HELD = 8
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES: dict[int, str] = {
+    EXIT_OK: "ok, or in sync",
+    EXIT_DIFFERS: "the ends differ, or a link is unhealthy",
+    EXIT_USAGE: "wrong usage of the command",
+    EXIT_CONFIG: "the configuration, or this machine, lacks something",
+    EXIT_SOURCE: "the source is unreachable or lacks something",
+    EXIT_TARGET: "the target is unreachable or lacks something, or is not empty and not ours",
+    EXIT_INCIDENT: "an incident is open, a decision is needed",
+    EXIT_INCONCLUSIVE: "inconclusive: nothing was proven either way",
+    EXIT_LINK_HELD: "another process holds the link",
+    EXIT_BUG: "a bug in pglockstep",
+    EXIT_INTERRUPTED: "interrupted",
+}
+
+EXIT_PRECEDENCE = (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    EXIT_CONFIG,
+    EXIT_INCIDENT,
+    EXIT_SOURCE,
+    EXIT_TARGET,
+    EXIT_LINK_HELD,
+    EXIT_DIFFERS,
+    EXIT_INCONCLUSIVE,
+    EXIT_OK,
+)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The exit code that stands for several links' codes."""
+    return min(codes, key=EXIT_PRECEDENCE.index, default=EXIT_OK)
+
+
+class LockstepError(Exception):
+    """Something went wrong."""
+
+    exit_code: ClassVar[int] = EXIT_BUG
+    #: Whether the same attempt, made again a little later, can succeed by itself.
+    transient: ClassVar[bool] = False
+
+    def __init__(self, message: str | None = None, *, hint: str = "") -> None:
+        self.message = one_line(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        self.hint = one_line(hint)
+        super().__init__(self.message)
+
+
+class UsageProblem(LockstepError):
+    """The command was called wrongly."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(LockstepError):
+    """The configuration is wrong."""
+
+    exit_code = EXIT_CONFIG
+
+
+class NotBuiltYet(ConfigError):
+    """This version does not have that mode yet."""
+
+
+class EndError(LockstepError):
+    """One of the two ends cannot do its part."""
+
+    side: ClassVar[Side]
+
+
+class SourceError(EndError):
+    """The source cannot do its part."""
+
+    exit_code = EXIT_SOURCE
+    side = "source"
+
+
+class SourceUnreachable(SourceError):
+    """The source cannot be reached."""
+
+    transient = True
+
+
+class SourceLacks(SourceError):
+    """The source lacks something that the link needs."""
+
+
+class TargetError(EndError):
+    """The target cannot do its part."""
+
+    exit_code = EXIT_TARGET
+    side = "target"
+
+
+class TargetUnreachable(TargetError):
+    """The target cannot be reached."""
+
+    transient = True
+
+
+class TargetBusy(TargetError):
+    """The target cannot take changes right now."""
+
+    transient = True
+
+
+class TargetLacks(TargetError):
+    """The target lacks something that the link needs."""
+
+
+class TargetNotEmpty(TargetError):
+    """The target holds tables that are not ours."""
+
+
+class ApplyRefused(TargetError):
+    """The target refused a change of the source."""
+
+
+class IdentityChanged(LockstepError):
+    """Another database answers where the known one was."""
+
+    exit_code = EXIT_INCIDENT
+
+
+class Inconclusive(LockstepError):
+    """Nothing was proven either way."""
+
+    exit_code = EXIT_INCONCLUSIVE
+
+
+class LinkHeld(LockstepError):
+    """Another process holds this link."""
+
+    exit_code = EXIT_LINK_HELD
+
+
+def unreachable(side: Side, message: str, hint: str) -> NoReturn:
+    """Raise the error for an end that does not answer."""
+    kind = SourceUnreachable if side == "source" else TargetUnreachable
+    raise kind(message, hint=hint)
+
+
+def lacks(side: Side, message: str, hint: str) -> NoReturn:
+    """Raise the error for an end that lacks a setting, a privilege or an object."""
+    kind = SourceLacks if side == "source" else TargetLacks
+    raise kind(message, hint=hint)
+
+
+def one_line(text: str) -> str:
+    """`text` on a single line: errors are promised to be one line each."""
+    return " ".join(text.split())

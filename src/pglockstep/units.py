@@ -1,0 +1,57 @@
+"""Small values with a meaning: LSNs, durations, byte sizes.
+
+Everything here is pure and compares, hashes and prints the way PostgreSQL's users expect.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class Lsn(int):
+    """A position in a server's WAL, printed as PostgreSQL prints it (``16/B374D848``)."""
+
+    @classmethod
+    def parse(cls, text: str) -> Lsn:
+        """Read PostgreSQL's text form; raises `ValueError` on anything else."""
+        high, slash, low = text.partition("/")
+        if not slash or not 1 <= len(high) <= 8 or not 1 <= len(low) <= 8:
+            raise ValueError(f"not an LSN: {text!r}")
+        return cls((int(high, 16) << 32) | int(low, 16))
+
+    def __str__(self) -> str:
+        return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
+
+    __repr__ = __str__
+
+
+class Duration(float):
+    """Seconds, written with a unit in configuration files: ``500ms``, ``30s``, ``10m``, ``1h``, ``2d``."""
+
+    _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read a duration; a bare ``0`` is allowed. Raises `ValueError` with what was expected."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", text)
+        if found:
+            return cls(float(found[1]) * cls._UNITS[found[2]])
+        if text.strip() == "0":
+            return cls(0.0)
+        raise ValueError(f'{text!r} is not a duration; write a number and a unit, such as "500ms", "30s", "10m" or "1h"')
+
+    def __str__(self) -> str:
+        for unit in ("d", "h", "m", "s"):
+            if self and self % self._UNITS[unit] == 0:
+                return f"{int(self / self._UNITS[unit])}{unit}"
+        return "0" if self == 0 else f"{int(self * 1000)}ms"
+
+
+def human_bytes(count: int) -> str:
+    """A byte count as people read it: ``0 B``, ``1.5 kB``, ``20 MB`` (powers of 1024, PostgreSQL's habit)."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
