@@ -12,6 +12,8 @@ with the exact next step, the exit code promised to scripts, and whether trying 
     ├── EndError                                     one of the two ends
     │   ├── SourceError                    4
     │   │   ├── SourceUnreachable          4  yes
+    │   │   ├── SourceBusy                 4  yes    locked, too many connections: a state that passes
+    │   │   ├── ProtocolViolation          4  no     bytes that are not pgoutput
     │   │   └── SourceLacks                4  no     a setting, a privilege, a free slot, the slot itself
     │   └── TargetError                    5
     │       ├── TargetUnreachable          5  yes
@@ -126,6 +128,16 @@ class SourceUnreachable(SourceError):
     """The source cannot be reached."""
 
     transient = True
+
+
+class SourceBusy(SourceError):
+    """The source cannot answer right now."""
+
+    transient = True
+
+
+class ProtocolViolation(SourceError):
+    """The source sent something that is not pgoutput."""
 
 
 class SourceLacks(SourceError):

@@ -44,7 +44,7 @@ class Duration(float):
         for unit in ("d", "h", "m", "s"):
             if self and self % self._UNITS[unit] == 0:
                 return f"{int(self / self._UNITS[unit])}{unit}"
-        return "0" if self == 0 else f"{int(self * 1000)}ms"
+        return "0" if not self else f"{int(self * 1000)}ms"
 
 
 def human_bytes(count: int) -> str:

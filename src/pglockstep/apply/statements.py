@@ -1,0 +1,263 @@
+"""From a change of the source to the statement that repeats it on the target. Pure.
+
+One `TableWriter` stands for one table as the stream describes it and as the target has it. Values stay the
+text that the source sent. Rows are found
+
+* by the replica identity's key, or by the primary key where the identity is FULL;
+* without either by the whole row, compared as text (1.0 is not 1.00, and json has no ``=``), and then just
+  one of several equal rows is touched.
+
+A value that the source did not send is left as it is; a key that it did not send is an error, never a guess.
+Partitions and children are addressed by ``ONLY``; columns always by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import msgspec
+from psycopg import sql
+
+from pglockstep.errors import ApplyRefused
+from pglockstep.postgres.catalog import Column, Table
+from pglockstep.postgres.names import QualifiedName, quote_if_needed
+from pglockstep.wal.messages import UNCHANGED, Delete, Insert, Relation, Row, Unchanged, Update, Value
+
+
+class Statement(msgspec.Struct, frozen=True, gc=False):
+    """One statement for the target. It must touch exactly one row if `one_row`."""
+
+    query: bytes
+    parameters: tuple[bytes | None, ...]
+    verb: str
+    table: QualifiedName
+    key: tuple[tuple[str, bytes | None], ...] = ()
+    one_row: bool = True
+
+    def __str__(self) -> str:
+        """What it does and to which row, for a person."""
+        parts = [f"{quote_if_needed(name)} = {_shown(value)}" for name, value in self.key]
+        return f"{self.verb} of {self.table}" + (f" where {', '.join(parts)}" if parts else "")
+
+
+def _shown(value: bytes | None) -> str:
+    if value is None:
+        return "NULL"
+    text = value.decode(errors="replace")
+    return f"'{text[:60]}…'" if len(text) > 60 else f"'{text}'"
+
+
+class TableWriter:
+    """Makes the statements for the changes of one table.
+
+    Raises `ApplyRefused` if the target's table does not have just the columns that the stream carries.
+    """
+
+    def __init__(self, relation: Relation, table: Table) -> None:
+        self.relation = relation
+        self.table = table
+        by_name = {column.name: column for column in table.columns}
+        sent = [column.name for column in relation.columns]
+        if missing := [name for name in sent if name not in by_name]:
+            raise _shape(table, f"the target's table has no column {quote_if_needed(missing[0])}")
+        if extra := [c.name for c in table.data_columns if c.name not in sent]:
+            raise _shape(table, f"the source's table has no column {quote_if_needed(extra[0])}")
+        if computed := [name for name in sent if by_name[name].generated]:
+            raise _shape(table, f"column {quote_if_needed(computed[0])} is generated on the target only")
+        self._columns: tuple[Column, ...] = tuple(by_name[name] for name in sent)
+        if relation.replica_identity == "f":
+            positions = [sent.index(name) for name in table.primary_key if name in sent]
+            whole = not table.primary_key or len(positions) < len(table.primary_key)
+            self._key: tuple[int, ...] = () if whole else tuple(positions)
+        else:
+            self._key = tuple(index for index, column in enumerate(relation.columns) if column.in_key)
+        self._always = tuple(index for index, column in enumerate(self._columns) if column.identity == "a")
+        self._updates: dict[tuple[object, ...], bytes] = {}
+
+    def insert(self, change: Insert) -> Statement:
+        """The INSERT that repeats `change`."""
+        values = self._sent(change.new, "INSERT")
+        return Statement(self._insert_query, values, "INSERT", self.table.name, self._named(change.new))
+
+    def update(self, change: Update) -> Statement:
+        """The UPDATE that repeats `change`, keeping what was not sent."""
+        old = self._identified_by(change.old if change.old is not None else change.new, full=not change.old_is_key and change.old is not None)
+        settable = tuple(
+            index for index, value in enumerate(change.new) if value is not UNCHANGED and index not in self._always
+        )
+        replaced = self._replaces(change)
+        nulls = tuple(value is None for _, value in old)
+        shape = ("update", settable, replaced, nulls, tuple(v is UNCHANGED for v in change.new) if replaced else ())
+        query = self._updates.get(shape)
+        if query is None:
+            query = self._replace_query(change.new, old) if replaced else self._update_query(settable, old)
+            self._updates[shape] = query
+        new = change.new if replaced else tuple(change.new[index] for index in settable)
+        values = tuple(value for value in new if not isinstance(value, Unchanged))
+        key = tuple(value for _, value in old if value is not None)
+        return Statement(query, values + key, "UPDATE", self.table.name, self._shown_key(old))
+
+    def delete(self, change: Delete) -> Statement:
+        """The DELETE that repeats `change`."""
+        old = self._identified_by(change.old, full=not change.old_is_key)
+        shape = ("delete", tuple(value is None for _, value in old))
+        query = self._updates.get(shape)
+        if query is None:
+            query = sql.SQL("DELETE FROM ONLY {} WHERE {}").format(self._name, self._condition(old, 1)).as_bytes()
+            self._updates[shape] = query
+        values = tuple(value for _, value in old if value is not None)
+        return Statement(query, values, "DELETE", self.table.name, self._shown_key(old))
+
+    @property
+    def _name(self) -> sql.Identifier:
+        return self.table.name.sql()
+
+    @cached_property
+    def _insert_query(self) -> bytes:
+        if not self._columns:
+            return sql.SQL("INSERT INTO {} DEFAULT VALUES").format(self._name).as_bytes()
+        return (
+            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})")
+            .format(self._name, self._list(self._columns), sql.SQL(", ").join(map(_placeholder, range(1, len(self._columns) + 1))))
+            .as_bytes()
+        )
+
+    def _update_query(self, settable: Sequence[int], old: Sequence[tuple[int, bytes | None]]) -> bytes:
+        assignments = [
+            sql.SQL("{} = {}").format(sql.Identifier(self._columns[index].name), _placeholder(position))
+            for position, index in enumerate(settable, start=1)
+        ]
+        return (
+            sql.SQL("UPDATE ONLY {} SET {} WHERE {}")
+            .format(self._name, sql.SQL(", ").join(assignments), self._condition(old, len(settable) + 1))
+            .as_bytes()
+        )
+
+    def _replace_query(self, new: Row, old: Sequence[tuple[int, bytes | None]]) -> bytes:
+        """A GENERATED ALWAYS AS IDENTITY column takes no SET: the row is taken out and put back in one statement."""
+        taken: list[sql.Composable] = []
+        position = 1
+        for column, value in zip(self._columns, new, strict=True):
+            if value is UNCHANGED:
+                taken.append(sql.Identifier("gone", column.name))
+            else:
+                taken.append(_cast(_placeholder(position), column))
+                position += 1
+        return (
+            sql.SQL(
+                "WITH gone AS (DELETE FROM ONLY {} WHERE {} RETURNING *) "
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone"
+            )
+            .format(
+                self._name,
+                self._condition(old, position),
+                self._name,
+                self._list(self._columns),
+                sql.SQL(", ").join(taken),
+            )
+            .as_bytes()
+        )
+
+    def _replaces(self, change: Update) -> bool:
+        """Whether a GENERATED ALWAYS AS IDENTITY column may have a new value."""
+        for index in self._always:
+            if change.old is None:
+                if index not in self._key:
+                    return True
+            elif not change.old_is_key or index in self._key:
+                if change.new[index] is not UNCHANGED and change.old[index] != change.new[index]:
+                    return True
+            else:
+                return True
+        return False
+
+    def _identified_by(self, row: Row, *, full: bool) -> list[tuple[int, bytes | None]]:
+        """The columns and values that name the old row."""
+        if not self._key and not full:
+            raise ApplyRefused(
+                f"a change of {self.table.name} does not say which row it was: the table has no replica identity",
+                hint=f"on the source: ALTER TABLE {self.table.name} REPLICA IDENTITY FULL; then copy the table again",
+            )
+        named: list[tuple[int, bytes | None]] = []
+        for index in self._key or range(len(self._columns)):
+            value = row[index]
+            if isinstance(value, Unchanged):
+                raise ApplyRefused(
+                    f"a change of {self.table.name} came without the old value of column "
+                    f"{quote_if_needed(self._columns[index].name)}, which names the row",
+                    hint=f"on the source: ALTER TABLE {self.table.name} REPLICA IDENTITY FULL; then copy the table again",
+                )
+            named.append((index, value))
+        return named
+
+    def _condition(self, old: Sequence[tuple[int, bytes | None]], position: int) -> sql.Composable:
+        """The WHERE clause for an old row whose values start at parameter `position`."""
+        terms: list[sql.Composable] = []
+        for index, value in old:
+            column = self._columns[index]
+            name = sql.Identifier(column.name)
+            if value is None:
+                # not "IS NULL", which a composite of nothing but NULLs fulfils as well
+                terms.append(sql.SQL("{}::text IS NULL").format(name))
+                continue
+            if self._key:
+                terms.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
+            else:
+                if column.equality:
+                    terms.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
+                terms.append(
+                    sql.SQL('{}::text COLLATE "C" = {}::text COLLATE "C"').format(name, _cast(_placeholder(position), column))
+                )
+            position += 1
+        clause = sql.SQL(" AND ").join(terms) if terms else sql.SQL("true")
+        if self._key:
+            return clause
+        return sql.SQL("ctid = (SELECT ctid FROM ONLY {} WHERE {} LIMIT 1)").format(self._name, clause)
+
+    def _list(self, columns: Sequence[Column]) -> sql.Composable:
+        return sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
+
+    def _sent(self, row: Row, verb: str) -> tuple[bytes | None, ...]:
+        for value in row:
+            if isinstance(value, Unchanged):
+                raise ApplyRefused(f"an {verb} into {self.table.name} came with a value left out")
+        return row  # type: ignore[return-value]
+
+    def _named(self, row: Row) -> tuple[tuple[str, bytes | None], ...]:
+        return tuple((self._columns[index].name, _known(row[index])) for index in self._key)
+
+    def _shown_key(self, old: Sequence[tuple[int, bytes | None]]) -> tuple[tuple[str, bytes | None], ...]:
+        return tuple((self._columns[index].name, value) for index, value in old) if self._key else ()
+
+
+def truncate(tables: Sequence[QualifiedName], *, restart_identity: bool) -> Statement:
+    """One TRUNCATE for a group, as the source did it: never CASCADE beyond the group."""
+    names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(name.sql()) for name in tables)
+    restart = sql.SQL("RESTART IDENTITY") if restart_identity else sql.SQL("CONTINUE IDENTITY")
+    query = sql.SQL("TRUNCATE {} {}").format(names, restart).as_bytes()
+    return Statement(query, (), "TRUNCATE", tables[0], one_row=False)
+
+
+def _placeholder(position: int) -> sql.Composable:
+    return sql.SQL(f"${position}")
+
+
+def _equals(column: Column) -> sql.Composable:
+    return sql.SQL(column.equality or "OPERATOR(pg_catalog.=)")
+
+
+def _cast(value: sql.Composable, column: Column) -> sql.Composable:
+    # format_type's spelling comes from the server, quoted and qualified by it
+    return sql.SQL("CAST({} AS {})").format(value, sql.SQL(column.type_name))
+
+
+def _known(value: Value) -> bytes | None:
+    return None if isinstance(value, Unchanged) else value
+
+
+def _shape(table: Table, difference: str) -> ApplyRefused:
+    return ApplyRefused(
+        f"table {table.name} differs between the ends: {difference}",
+        hint="make both ends alike (the same DDL on the target), then start the link again; nothing was skipped",
+    )

@@ -1,0 +1,52 @@
+"""``pglockstep teardown``: everything of ours off both ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from pglockstep.cli import options
+from pglockstep.cli.each import for_each
+from pglockstep.cli.options import Settings
+from pglockstep.errors import EXIT_OK, UsageProblem
+from pglockstep.link.link import Link
+from pglockstep.link.teardown import Removed, teardown
+
+
+@click.command("teardown", short_help="Everything of ours off both ends.")
+@options.links
+@options.common
+@options.yes
+def command(links: tuple[str, ...], yes: bool, **common: Any) -> int:
+    """Remove slot, publication and our schema, and set replica identities back, on both ends.
+
+    Your tables and rows stay as they are on both ends. Afterwards the target is an ordinary database that no
+    longer follows.
+    """
+    settings = Settings(**common)
+    names = [link.name for link in settings.links(settings.load(), links)]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageProblem(
+                f"teardown of {', '.join(names)} asks first, and there is no terminal to ask on", hint="add --yes"
+            )
+        click.confirm(f"Remove everything of pglockstep from both ends of {', '.join(names)}?", abort=True, err=True)
+    return for_each(settings, links, _teardown, msgspec_document, _sentences, lambda _: EXIT_OK, as_json=False)
+
+
+async def _teardown(link: Link) -> Removed:
+    return await teardown(link.config, link.state)
+
+
+def msgspec_document(removed: Removed) -> dict[str, object]:
+    """Never printed: teardown has no ``--json``."""
+    return {"name": removed.name}
+
+
+def _sentences(removed: Removed) -> list[str]:
+    if removed.slot is None:
+        return [f"{removed.name}: there was nothing of ours to remove"]
+    back = f", {removed.identities_set_back} replica identities set back" if removed.identities_set_back else ""
+    return [f"{removed.name}: removed slot and publication {removed.slot} and schema pglockstep{back}"]

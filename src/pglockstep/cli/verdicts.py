@@ -1,0 +1,56 @@
+"""A verdict as JSON, as sentences and as an exit code."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pglockstep.errors import EXIT_DIFFERS, EXIT_INCONCLUSIVE, EXIT_OK
+from pglockstep.link.verify import LinkCheck
+from pglockstep.postgres.names import QualifiedName
+
+_EXIT = {"identical": EXIT_OK, "different": EXIT_DIFFERS, "inconclusive": EXIT_INCONCLUSIVE}
+
+#: Differences shown in full; the rest is counted.
+_SHOWN = 20
+
+
+def exit_code(check: LinkCheck) -> int:
+    """The exit code of a verdict."""
+    return _EXIT[check.verdict]
+
+
+def document(check: LinkCheck) -> dict[str, object]:
+    """The link object of ``check --json``."""
+    return msgspec.structs.asdict(check)
+
+
+def sentences(check: LinkCheck) -> list[str]:
+    """The verdict for a person: the conclusion first, then what differs."""
+    rows = sum(table.source_rows or 0 for table in check.tables)
+    summary = f"{check.name}: {check.verdict}: {len(check.tables)} tables, {rows} rows, compared in {check.seconds:.1f} s"
+    lines: list[str] = []
+    for table in check.tables:
+        if table.verdict == "identical":
+            continue
+        name = QualifiedName(table.schema, table.table)
+        if table.verdict == "inconclusive":
+            lines.append(f"table {name} kept changing while it was compared")
+        elif table.source_rows is None or table.target_rows is None:
+            lines.append(f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}")
+        else:
+            lines.append(
+                f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, {table.changed} changed"
+            )
+    for found in check.schema_differences:
+        lines.append(f"{found.kind} {_named(found.schema, found.name)} {found.difference}")
+    for late in check.sequences_behind:
+        lines.append(f"sequence {QualifiedName(late.schema, late.name)} is behind: {late.difference}")
+    shown = [f"  {line}" for line in lines[:_SHOWN]]
+    if len(lines) > _SHOWN:
+        shown.append(f"  … and {len(lines) - _SHOWN} more; --json has them all")
+    notes = [f"  note: {what} does not follow by itself" for what in check.not_streamed]
+    return [summary, *shown, *notes]
+
+
+def _named(schema: str, name: str) -> str:
+    return f"{schema}.{name}" if schema else name

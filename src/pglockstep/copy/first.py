@@ -1,0 +1,252 @@
+"""The first copy of a link, from nothing on either end to a target complete as of an LSN.
+
+The whole of the target's side is one transaction: a copy that fails or is killed leaves the target as empty
+as it was. What the copy makes on the source is written down on the target beforehand, so that whoever comes
+next can take it back. The link's lock is held by the caller throughout.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from psycopg import AsyncConnection
+
+from pglockstep.copy import restore
+from pglockstep.copy import source as ours
+from pglockstep.copy.rows import copy_large_objects, copy_table
+from pglockstep.copy.selection import Selection
+from pglockstep.errors import LockstepError, SourceError, SourceLacks, TargetLacks, TargetNotEmpty
+from pglockstep.postgres import catalog, privileges, sequences
+from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.connect import End, connect, translate
+from pglockstep.postgres.dump import SchemaArchive
+from pglockstep.postgres.installations import clients_for
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.postgres.privileges import Facts
+from pglockstep.postgres.replication import NewSlot, ReplicationConnection
+from pglockstep.progress import target as progress
+from pglockstep.progress.target import ChangedIdentity, LinkRecord
+from pglockstep.units import Lsn
+
+log = logging.getLogger(__name__)
+
+#: How often the set of tables may change under our hands while slot and publication are made.
+_ATTEMPTS = 5
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """Both ends with a connection each and what is known of them."""
+
+    source: End
+    target: End
+    source_conn: AsyncConnection
+    target_conn: AsyncConnection
+    source_facts: Facts
+    target_facts: Facts
+
+    @property
+    def both(self) -> tuple[End, End]:
+        """Source and target."""
+        return self.source, self.target
+
+
+class CopyResult(msgspec.Struct, frozen=True):
+    """What a first copy brought over; the target is complete as of `lsn`."""
+
+    lsn: Lsn
+    tables: int
+    rows: int
+
+
+async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> list[Table]:
+    """Raise unless a first copy can start; returns the tables that it will carry. Changes nothing."""
+    privileges.demand_source(ends.source_facts, needs_slot=True)
+    privileges.demand_target(ends.target_facts, needs_copy=True)
+    privileges.demand_encodings(ends.source_facts, ends.target_facts)
+    await demand_empty(ends)
+    with translate(ends.source):
+        every = await catalog.tables(ends.source_conn)
+    tables = [table for table in every if selection.carries(*table.name)]
+    privileges.demand_tables(ends.source_facts, tables)
+    keyless = ours.without_identity(tables)
+    if keyless and without_key == "refuse":
+        raise SourceLacks(
+            f"{len(keyless)} tables of the source have no replica identity: "
+            + ", ".join(str(table.name) for table in keyless[:5]),
+            hint='add a primary key to each, leave them out with `exclude`, or set without_key = "full"',
+        )
+    if not await privileges.can_act_as_replica(ends.target_conn):
+        await _demand_quiet(ends)
+    clients_for(ends.source_facts.major, os.environ)
+    return tables
+
+
+async def demand_empty(ends: Ends) -> None:
+    """Raise `TargetNotEmpty`, saying what it holds, if the target holds any relation of a user's."""
+    with translate(ends.target):
+        cursor = await ends.target_conn.execute(catalog.statement("holdings"))
+        held = [(kind, QualifiedName(schema, name)) async for schema, name, kind in cursor]
+    if held:
+        shown = ", ".join(f"{kind} {name}" for kind, name in held[:5])
+        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+        raise TargetNotEmpty(
+            f"the target is not empty and not ours: it holds {shown}{more}",
+            hint="point `target` at an empty database (CREATE DATABASE …); pglockstep overwrites nothing",
+        )
+
+
+async def _demand_quiet(ends: Ends) -> None:
+    """Without the replica role, triggers and foreign keys of the target would fire for rows that come from the source."""
+    with translate(ends.source):
+        cursor = await ends.source_conn.execute(catalog.statement("firing"))
+        firing = [str(QualifiedName(schema, name)) async for schema, name in cursor]
+    if firing:
+        role = ends.target_facts.role
+        raise TargetLacks(
+            f"role {role} on the target may not set session_replication_role, and triggers or foreign keys of "
+            f"{', '.join(firing[:5])} would fire for copied rows",
+            hint=privileges.replica_grant(ends.target_facts),
+        )
+
+
+async def copy(ends: Ends, link: str, selection: Selection, without_key: str) -> CopyResult:
+    """Make the first copy. On failure everything that it made on either end is taken back."""
+    await demand_ready(ends, selection, without_key)
+    with translate(ends.target):
+        record = await progress.create(ends.target_conn, link, ends.source_facts.identity)
+    try:
+        return await _copy(ends, record, selection)
+    except BaseException:
+        try:
+            await undo(ends, record)
+        except LockstepError as error:
+            log.warning(
+                "what the copy began could not be taken back now (%s); the next start does it",
+                error,
+                extra={"action": "copy.undo", "link": link},
+            )
+        raise
+
+
+async def undo(ends: Ends, record: LinkRecord) -> None:
+    """Take back what an unfinished copy, or a link that is torn down, left on the source, then on the target."""
+    with translate(ends.target):
+        changed = await progress.identities(ends.target_conn)
+    await ours.drop_slot(ends.source_conn, ends.source, record.slot)
+    await ours.drop_publication(ends.source_conn, ends.source, record.publication)
+    await ours.set_identities_back(ends.source_conn, ends.source, changed)
+    with translate(ends.target):
+        await progress.forget(ends.target_conn)
+
+
+async def _copy(ends: Ends, record: LinkRecord, selection: Selection) -> CopyResult:
+    stream = await ReplicationConnection.open(ends.source)
+    try:
+        snapshot, tables = await _prepare_source(ends, record, selection, stream)
+        log.info(
+            "copying %d tables as of %s", len(tables), snapshot.lsn, extra={"action": "copy.start", "link": ends.source.link}
+        )
+        with tempfile.TemporaryDirectory(prefix="pglockstep-") as scratch:
+            archive = SchemaArchive(clients_for(ends.source_facts.major, os.environ), Path(scratch))
+            return await _transfer(ends, record, selection, snapshot, tables, archive)
+    finally:
+        await stream.close()
+
+
+async def _prepare_source(
+    ends: Ends, record: LinkRecord, selection: Selection, stream: ReplicationConnection
+) -> tuple[NewSlot, list[Table]]:
+    """Identities, publication, slot, in this order; again if a table came or went meanwhile."""
+    conn, end = ends.source_conn, ends.source
+    for _ in range(_ATTEMPTS):
+        tables = await _tables(conn, end, selection)
+        keyless = ours.without_identity(tables)
+        with translate(ends.target):
+            await progress.remember_identities(
+                ends.target_conn, record.id, [ChangedIdentity(table.name, table.replica_identity) for table in keyless]
+            )
+        await ours.set_full_identity(conn, end, keyless)
+        await ours.create_publication(conn, end, record.publication, tables)
+        slot = await ours.create_slot(stream, conn, end, record.slot)
+        seen = await _tables(conn, end, selection, slot.snapshot)
+        if [(table.oid, table.name) for table in seen] == [(table.oid, table.name) for table in tables]:
+            return slot, seen
+        await ours.drop_slot(conn, end, record.slot)
+        await ours.drop_publication(conn, end, record.publication)
+    raise SourceError(
+        "tables keep coming and going on the source; no moment was found at which to start",
+        hint="try again when no DDL is running there",
+    )
+
+
+async def _tables(conn: AsyncConnection, end: End, selection: Selection, snapshot: str | None = None) -> list[Table]:
+    with translate(end):
+        async with conn.transaction():
+            if snapshot:
+                await use_snapshot(conn, snapshot)
+            return [table for table in await catalog.tables(conn) if selection.carries(*table.name)]
+
+
+async def use_snapshot(conn: AsyncConnection, snapshot: str) -> None:
+    """Let the transaction just begun see what `snapshot` shows."""
+    await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    # SET TRANSACTION SNAPSHOT takes a literal only; the name is the server's own
+    await conn.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'".encode())
+
+
+async def _transfer(
+    ends: Ends,
+    record: LinkRecord,
+    selection: Selection,
+    snapshot: NewSlot,
+    tables: Sequence[Table],
+    archive: SchemaArchive,
+) -> CopyResult:
+    major = ends.target_facts.major
+    left_out = await _left_out(ends, selection)
+    source = await connect(ends.source, "copy")
+    target = await connect(ends.target, "copy")
+    try:
+        async with source.transaction(force_rollback=True), target.transaction():
+            with translate(ends.source):
+                await use_snapshot(source, snapshot.snapshot)
+                wanted = await restore.owners(source)
+            await archive.dump(ends.source, snapshot.snapshot, left_out)
+            if await privileges.can_act_as_replica(target):
+                # event triggers of the user's, made half way, must not fire for what follows
+                await target.execute("SET LOCAL session_replication_role = replica")
+            await restore.run_script(target, ends.target, await archive.section("pre-data", target_major=major), what="schema")
+            rows = 0
+            for table in tables:
+                rows += await copy_table(source, target, ends.both, table)
+            await copy_large_objects(source, target, ends.both)
+            post_data = await archive.section("post-data", target_major=major)
+            await restore.run_script(target, ends.target, post_data, what="indexes and constraints")
+            await restore.refresh_materialized_views(source, target, ends.both)
+            with translate(ends.source):
+                states = await sequences.read(source)
+            with translate(ends.target):
+                await sequences.move(target, states)
+            await restore.give_to_owners(target, ends.target, wanted)
+            await restore.grant(target, ends.target, await archive.grants(target_major=major))
+            with translate(ends.target):
+                await progress.complete_copy(target, record.id, snapshot.lsn)
+        with translate(ends.target):
+            await target.execute("ANALYZE")
+    finally:
+        await source.close()
+        await target.close()
+    return CopyResult(snapshot.lsn, len(tables), rows)
+
+
+async def _left_out(ends: Ends, selection: Selection) -> list[QualifiedName]:
+    """The source's relations that the selection leaves out, partitioned roots and views included."""
+    with translate(ends.source):
+        cursor = await ends.source_conn.execute(catalog.statement("holdings"))
+        names = [QualifiedName(schema, name) async for schema, name, kind in cursor if kind != "sequence"]
+    return [name for name in names if not selection.carries(*name)]

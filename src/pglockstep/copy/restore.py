@@ -1,0 +1,111 @@
+"""Building the target's side of a copy inside one open transaction: schema, then what follows the rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from pglockstep.errors import TargetError, one_line
+from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.names import QualifiedName
+
+log = logging.getLogger(__name__)
+
+
+async def run_script(conn: AsyncConnection, end: End, script: bytes, *, what: str) -> None:
+    """Run a script of pg_restore's as one piece; any refusal ends the copy, and its transaction with it."""
+    try:
+        await conn.execute(script)
+        # the script sets its own; ours must hold for what follows
+        await conn.execute(
+            "SET check_function_bodies = off; SET search_path = ''; SET row_security = off; "
+            "SET client_min_messages = warning"
+        )
+    except psycopg.errors.FeatureNotSupported as error:
+        raise _refused(error, what, "install what it names on the target's server, or drop it on the source") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise _refused(error, what, "let the target's role do that, or connect as a role that may") from error
+    except psycopg.Error as error:
+        if error.sqlstate is None:
+            with translate(end):
+                raise
+        raise _refused(
+            error, what, f"the target stays empty; make PostgreSQL on it able to hold this (link {end.link!r}), then try again"
+        ) from error
+
+
+def _refused(error: psycopg.Error, what: str, hint: str) -> TargetError:
+    return TargetError(f"the target refused the source's {what}: {one_line(str(error))}", hint=hint)
+
+
+async def owners(conn: AsyncConnection) -> dict[tuple[str, str], str]:
+    """Who owns what: (kind, identity), both in words of SQL, to the owner's name."""
+    cursor = await conn.execute(files("pglockstep.copy").joinpath("sql", "owners.sql").read_bytes())
+    return {(kind, identity): owner async for kind, _schema, identity, owner in cursor}
+
+
+async def give_to_owners(conn: AsyncConnection, end: End, wanted: dict[tuple[str, str], str]) -> None:
+    """Give each object to the role of the source's owner, where the target has that role."""
+    with translate(end):
+        cursor = await conn.execute("SELECT rolname FROM pg_catalog.pg_roles")
+        roles = {row[0] async for row in cursor}
+        have = await owners(conn)
+    statements = [
+        # kind and identity are the server's own spelling, quoted by it
+        sql.SQL("ALTER {} {} OWNER TO {}")
+        .format(sql.SQL(kind.upper()), sql.SQL(identity), sql.Identifier(owner))
+        .as_bytes()
+        for (kind, identity), owner in wanted.items()
+        if owner in roles and have.get((kind, identity), owner) != owner
+    ]
+    await _where_possible(conn, end, statements, what="owners")
+    if missing := sorted(set(wanted.values()) - roles):
+        log.warning(
+            "the target has no role %s: what it owns on the source belongs to our role there",
+            ", ".join(missing),
+            extra={"action": "copy.owners", "link": end.link},
+        )
+
+
+async def grant(conn: AsyncConnection, end: End, statements: Sequence[bytes]) -> None:
+    """Repeat the source's grants, where the target has the roles."""
+    await _where_possible(conn, end, statements, what="grants")
+
+
+async def _where_possible(conn: AsyncConnection, end: End, statements: Iterable[bytes], *, what: str) -> None:
+    """Run each statement; one that names a missing role or that our role may not run is left out and counted."""
+    left_out = 0
+    for statement in statements:
+        try:
+            async with conn.transaction():
+                await conn.execute(statement)
+        except (psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege):
+            left_out += 1
+        except psycopg.Error:
+            with translate(end):
+                raise
+    if left_out:
+        log.warning(
+            "%d %s could not be repeated on the target: a role is missing there, or ours may not",
+            left_out,
+            what,
+            extra={"action": "copy.grants", "link": end.link},
+        )
+
+
+async def refresh_materialized_views(source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End]) -> None:
+    """Fill every materialised view that is filled on the source, in the order in which they were made."""
+    statement = files("pglockstep.copy").joinpath("sql", "materialized_views.sql").read_bytes()
+    with translate(ends[0]):
+        cursor = await source.execute(statement, [False])
+        filled = {QualifiedName(schema, name) async for schema, name in cursor}
+    with translate(ends[1]):
+        cursor = await target.execute(statement, [True])
+        present = [QualifiedName(schema, name) async for schema, name in cursor]
+        for view in present:
+            if view in filled:
+                await target.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(view.sql()))

@@ -1,0 +1,160 @@
+"""Our objects on the source: replica identities, the publication, the slot. And how they are taken back.
+
+The order is the point. What a table lacks is written down on the target, then changed here; a table is
+published only once an UPDATE of it can say which row it was, so no statement of the source's users ever fails
+for our sake; the slot comes last, because one made before its publication would break at the first write in
+between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from pglockstep.errors import SourceBusy, SourceError, SourceLacks
+from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.postgres.replication import NewSlot, ReplicationConnection
+from pglockstep.progress.target import ChangedIdentity
+
+#: How many lock_timeouts a slot may wait for the source's open transactions; it holds up nobody meanwhile.
+_SLOT_PATIENCE = 6
+
+
+def without_identity(tables: Sequence[Table]) -> list[Table]:
+    """The tables whose updates could not say which row they changed."""
+    return [table for table in tables if not table.unlogged and not table.has_replica_identity]
+
+
+async def set_full_identity(conn: AsyncConnection, end: End, tables: Sequence[Table]) -> None:
+    """Give each of `tables` REPLICA IDENTITY FULL; waits no longer than `lock_timeout` for any of them."""
+    for table in tables:
+        await _set_identity(conn, end, table.name, "FULL")
+
+
+async def set_identities_back(conn: AsyncConnection, end: End, changed: Sequence[ChangedIdentity]) -> None:
+    """Undo `set_full_identity`, but only where the table still stands and still is as we left it."""
+    words = {"d": "DEFAULT", "n": "NOTHING"}
+    for each in changed:
+        with translate(end):
+            cursor = await conn.execute(
+                "SELECT c.relreplident::text FROM pg_catalog.pg_class AS c "
+                "JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
+                list(each.table),
+            )
+            row = await cursor.fetchone()
+        if row == ("f",):
+            # 'i' whose index is gone behaves as NOTHING and cannot be set again
+            await _set_identity(conn, end, each.table, words.get(each.before, "NOTHING"))
+
+
+async def _set_identity(conn: AsyncConnection, end: End, table: QualifiedName, identity: str) -> None:
+    statement = sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY {}").format(table.sql(), sql.SQL(identity))
+    try:
+        await conn.execute(statement)
+    except psycopg.errors.LockNotAvailable as error:
+        blockers = await _blockers(conn)
+        raise SourceBusy(
+            f"table {table} on the source is locked by others for longer than lock_timeout{blockers}",
+            hint="let that transaction end, or raise lock_timeout; then try again",
+        ) from error
+    except psycopg.Error:
+        with translate(end):
+            raise
+
+
+async def create_publication(conn: AsyncConnection, end: End, name: str, tables: Sequence[Table]) -> None:
+    """Publish just these tables, partition leaves by themselves (a TRUNCATE of one leaf is silent through a root)."""
+    published = sql.SQL(", ").join(sql.SQL("ONLY {}").format(table.name.sql()) for table in tables if not table.unlogged)
+    what = sql.SQL(" FOR TABLE {}").format(published) if published.as_string() else sql.SQL("")
+    with translate(end):
+        await conn.execute(sql.SQL("CREATE PUBLICATION {}{}").format(sql.Identifier(name), what))
+
+
+async def create_slot(stream: ReplicationConnection, conn: AsyncConnection, end: End, name: str) -> NewSlot:
+    """Make the slot, or say who keeps it waiting: it needs every transaction open now to end first."""
+    patience = end.lock_timeout * _SLOT_PATIENCE
+    try:
+        async with asyncio.timeout(patience):
+            return await stream.create_slot(name)
+    except TimeoutError:
+        waited_for = await _open_transactions(conn)
+        raise SourceLacks(
+            f"making a replication slot waited {patience:.0f} s for transactions that are open on the source{waited_for}",
+            hint="let them end (COMMIT, ROLLBACK PREPARED '…', or pg_terminate_backend(pid)), then try again",
+        ) from None
+    except SourceError as error:
+        if "all replication slots are in use" in error.message:
+            raise SourceLacks(
+                "the source has no free replication slot",
+                hint="drop one that nobody needs, or raise max_replication_slots and restart that server",
+            ) from error
+        raise
+
+
+async def drop_slot(conn: AsyncConnection, end: End, name: str) -> None:
+    """Drop the slot if it is there. Whoever calls holds the link's lock, so a session still using it is a dead one's."""
+    with translate(end):
+        await end_sender(conn, name)
+        await conn.execute(
+            "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+            [name],
+        )
+
+
+async def end_sender(conn: AsyncConnection, slot: str) -> None:
+    """End a session that a killed process left on the slot; waits until the slot is free."""
+    for _ in range(100):
+        cursor = await conn.execute(
+            "SELECT active_pid, pg_catalog.pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots "
+            "WHERE slot_name = $1 AND active_pid IS NOT NULL",
+            [slot],
+        )
+        if await cursor.fetchone() is None:
+            return
+        await asyncio.sleep(0.1)
+    raise SourceBusy(
+        f"replication slot {slot} is still in use on the source",
+        hint="SELECT active_pid FROM pg_replication_slots tells by whom; it is tried again",
+    )
+
+
+async def drop_publication(conn: AsyncConnection, end: End, name: str) -> None:
+    """Drop the publication if it is there."""
+    with translate(end):
+        await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
+
+
+async def published_tables(conn: AsyncConnection, end: End, name: str) -> set[QualifiedName]:
+    """What the publication publishes."""
+    with translate(end):
+        cursor = await conn.execute(
+            "SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = $1", [name]
+        )
+        return {QualifiedName(schema, table) async for schema, table in cursor}
+
+
+async def _open_transactions(conn: AsyncConnection) -> str:
+    cursor = await conn.execute(
+        "SELECT 'pid ' || pid || coalesce(' (' || nullif(application_name, '') || ')', '') || ', open for ' "
+        "|| round(extract(epoch FROM pg_catalog.clock_timestamp() - xact_start)) || ' s' "
+        "FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() "
+        "UNION ALL SELECT 'prepared transaction ' || quote_literal(gid) || ' in database ' || database "
+        "FROM pg_catalog.pg_prepared_xacts LIMIT 5"
+    )
+    found = [row[0] async for row in cursor]
+    return ": " + "; ".join(found) if found else ""
+
+
+async def _blockers(conn: AsyncConnection) -> str:
+    cursor = await conn.execute(
+        "SELECT 'pid ' || pid FROM pg_catalog.pg_stat_activity "
+        "WHERE xact_start IS NOT NULL AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() "
+        "ORDER BY xact_start LIMIT 3"
+    )
+    found = [row[0] async for row in cursor]
+    return f" (open transactions: {', '.join(found)})" if found else ""

@@ -1,0 +1,33 @@
+"""The daemon: all chosen links in one process, each with a task of its own.
+
+A link that fails for good takes none of the others with it; the daemon ends when its last link has ended, with
+the exit code that stands for all. SIGTERM and Ctrl-C end it between commits: every link can go on later from
+just where it stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from pglockstep.errors import LockstepError, worst
+from pglockstep.link.link import Link
+
+log = logging.getLogger(__name__)
+
+
+async def run(links: Sequence[Link], ended: Callable[[Link, LockstepError], None]) -> int:
+    """Run every link until it ends or this task is cancelled; `ended` hears of each that ends, and why."""
+
+    async def one(link: Link) -> int:
+        try:
+            await link.run()
+        except LockstepError as error:
+            ended(link, error)
+            return error.exit_code
+        return 0
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(one(link), name=f"link {link.config.name}") for link in links]
+    return worst(task.result() for task in running)

@@ -1,0 +1,196 @@
+"""How a link stands, for ``status``: what both ends say now, and what its daemon last wrote down."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.config import LinkConfig
+from pglockstep.errors import EndError, LockstepError
+from pglockstep.link.session import source_position
+from pglockstep.link.states import UNHEALTHY, State
+from pglockstep.observe.state import LinkStatus, StateDirectory
+from pglockstep.postgres import privileges
+from pglockstep.postgres.connect import End, connect, describe, ends, fingerprint, translate
+from pglockstep.progress import target as progress
+from pglockstep.progress.target import Holder, LinkRecord
+from pglockstep.units import Lsn
+
+
+class EndOverview(msgspec.Struct, kw_only=True):
+    """One end as it answered just now."""
+
+    where: str
+    reachable: bool = False
+    error: str | None = None
+    server_version: int | None = None
+    database: str | None = None
+    system_identifier: str | None = None
+    #: source only: where its WAL ends, and what it keeps for us
+    wal_lsn: str | None = None
+    slot: str | None = None
+    slot_active: bool | None = None
+    slot_retained_wal_bytes: int | None = None
+
+
+class LastVerified(msgspec.Struct):
+    """When the ends were last compared, and the verdict."""
+
+    at: datetime | None = None
+    verdict: str | None = None
+
+
+class LastBackup(msgspec.Struct):
+    """When the last backup was made and verified."""
+
+    at: datetime | None = None
+    verified_at: datetime | None = None
+
+
+class LinkOverview(msgspec.Struct, kw_only=True):
+    """A link at a glance. `state` is as of `state_as_of`; it is current only while `daemon_alive`."""
+
+    name: str
+    state: str
+    daemon_alive: bool
+    reason: str
+    source: EndOverview
+    target: EndOverview
+    received_lsn: str | None = None
+    applied_lsn: str | None = None
+    lag_bytes: int | None = None
+    lag_seconds: float | None = None
+    last_applied_at: datetime | None = None
+    rows_per_second: float = 0.0
+    tables: int | None = None
+    rows: int | None = None
+    guard: str = "not built yet"
+    open_incidents: int = 0
+    last_verified: LastVerified
+    last_backup: LastBackup
+    state_as_of: datetime | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether both ends answer and the link does not wait for anybody."""
+        return self.source.reachable and self.target.reachable and self.state not in UNHEALTHY
+
+
+async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
+    """Ask both ends and the state directory; an end that does not answer is told, not raised."""
+    source_end, target_end = ends(link)
+    (source, (target, record, holder)) = await asyncio.gather(_source(source_end), _target(target_end))
+    key = fingerprint(link.source, link.target)
+    status = state.load(key) or LinkStatus()
+    if record is not None and source.reachable:
+        await _slot(source_end, source, record)
+    daemon = state.daemon_pid(key) is not None or (holder is not None and holder.is_daemon)
+    applied = status.applied_lsn if record is None or record.progress is None else str(record.progress)
+    found = LinkOverview(
+        name=link.name,
+        state=_state(status, record, target, daemon=daemon),
+        daemon_alive=daemon,
+        reason=status.reason if daemon or status.state in UNHEALTHY else "",
+        source=source,
+        target=target,
+        received_lsn=status.received_lsn,
+        applied_lsn=applied,
+        last_applied_at=status.last_applied_at or (None if record is None else record.written_at),
+        rows_per_second=status.rows_per_second if daemon else 0.0,
+        tables=status.tables,
+        rows=status.rows,
+        last_verified=LastVerified(status.verified_at, status.verdict),
+        last_backup=LastBackup(),
+        state_as_of=status.updated_at,
+    )
+    _measure_lag(found, status, record, daemon=daemon)
+    return found
+
+
+def _state(status: LinkStatus, record: LinkRecord | None, target: EndOverview, *, daemon: bool) -> str:
+    if daemon or status.state in UNHEALTHY or not target.reachable:
+        return status.state
+    if record is None:
+        return State.NEW
+    return State.COPYING if record.phase == "copying" else State.STREAMING
+
+
+def _measure_lag(found: LinkOverview, status: LinkStatus, record: LinkRecord | None, *, daemon: bool) -> None:
+    """Lag as it is known: in bytes against the source's end of WAL, in seconds since the target was last level."""
+    if found.source.wal_lsn is None or found.applied_lsn is None:
+        # nobody knows how far the source is: only how long we have not heard
+        if status.updated_at is not None and not daemon:
+            found.lag_seconds = round((datetime.now(UTC) - status.updated_at).total_seconds(), 3)
+        return
+    found.lag_bytes = max(0, Lsn.parse(found.source.wal_lsn) - Lsn.parse(found.applied_lsn))
+    if daemon and found.state == State.STREAMING:
+        found.lag_seconds = status.lag_seconds
+    elif record is not None and record.written_at is not None:
+        age = (datetime.now(UTC) - record.written_at).total_seconds()
+        found.lag_seconds = round(max(0.0, age), 3) if found.lag_bytes else 0.0
+
+
+async def _source(end: End) -> EndOverview:
+    found = EndOverview(where=describe(end.conninfo))
+    try:
+        conn = await connect(end, "status")
+        try:
+            await _introduce(found, end, conn)
+            with translate(end):
+                found.wal_lsn = str(await source_position(conn))
+        finally:
+            await conn.close()
+    except LockstepError as error:
+        found.error = error.message
+    return found
+
+
+async def _target(end: End) -> tuple[EndOverview, LinkRecord | None, Holder | None]:
+    found = EndOverview(where=describe(end.conninfo))
+    try:
+        conn = await connect(end, "status")
+        try:
+            await _introduce(found, end, conn)
+            with translate(end):
+                return found, await progress.read(conn), await progress.holder(conn)
+        finally:
+            await conn.close()
+    except LockstepError as error:
+        found.error = error.message
+    return found, None, None
+
+
+async def _introduce(found: EndOverview, end: End, conn: AsyncConnection[TupleRow]) -> None:
+    with translate(end):
+        facts = await privileges.facts(conn)
+    found.reachable = True
+    found.server_version = facts.version
+    found.database = facts.database
+    found.system_identifier = facts.system_identifier
+
+
+async def _slot(end: End, found: EndOverview, record: LinkRecord) -> None:
+    try:
+        conn = await connect(end, "status")
+        try:
+            with translate(end):
+                cursor = await conn.execute(
+                    "SELECT slot_name, active, "
+                    "pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::bigint "
+                    "FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+                    [record.slot],
+                )
+                row = await cursor.fetchone()
+        finally:
+            await conn.close()
+    except EndError as error:
+        found.error = error.message
+        return
+    if row is None:
+        found.error = f"replication slot {record.slot} is gone"
+    else:
+        found.slot, found.slot_active, found.slot_retained_wal_bytes = row

@@ -1,0 +1,181 @@
+"""The pipeline of a link: receive, decode, apply, confirm; each a named task, joined by a bounded queue.
+
+What is confirmed to the source is only ever progress whose commit the target has flushed to its disk. While
+nothing is in flight, progress follows the source's own position, or a quiet database would pin the WAL of a
+busy server. The first task that fails ends the pipeline with its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.apply.applier import Applier
+from pglockstep.errors import LockstepError
+from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.replication import ReplicationConnection
+from pglockstep.units import Lsn
+from pglockstep.wal.frames import WalData, parse, status_update
+from pglockstep.wal.messages import Message
+from pglockstep.wal.pgoutput import decode
+
+#: Reads waiting to be applied; each is bounded in bytes by the connection that makes it.
+_QUEUED_READS = 8
+#: How long progress may lag behind an idle source's position before it is written, in seconds.
+_IDLE_PROGRESS = 5.0
+#: How often the source is told what is durable, in seconds.
+_CONFIRM_EVERY = 0.5
+#: How long a change may wait to be applied before the link counts as behind, in seconds.
+BEHIND_AFTER = 3.0
+
+
+class Pipeline:
+    """Streams from `stream`, which is started already, into `applier`."""
+
+    def __init__(
+        self,
+        ends: tuple[End, End],
+        stream: ReplicationConnection,
+        applier: Applier,
+        watch: AsyncConnection[TupleRow],
+    ) -> None:
+        self._source, self._target = ends
+        self._stream = stream
+        self._applier = applier
+        self._watch = watch
+        self._queue: asyncio.Queue[list[bytes]] = asyncio.Queue(maxsize=_QUEUED_READS)
+        self._confirmed = applier.progress
+        self._idle_since = time.monotonic()
+        self._unapplied_since: float | None = None
+        self._asked = False
+        #: how far the source has sent, whether or not there was anything in it for us
+        self.received = applier.progress
+        self.heard_at = time.monotonic()
+
+    @property
+    def applied(self) -> Lsn:
+        """The target is complete up to here."""
+        return self._applier.progress
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the oldest change that has arrived has been waiting to be applied."""
+        return 0.0 if self._unapplied_since is None else time.monotonic() - self._unapplied_since
+
+    async def run(self, until: Lsn | None = None) -> None:
+        """Stream for ever, or until the target is complete up to `until`. Raises the first error."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                side = [
+                    tasks.create_task(self._receive(), name="receive"),
+                    tasks.create_task(self._confirm(), name="confirm"),
+                ]
+                await self._apply(until)
+                for task in side:
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
+        await self.confirm_rest()
+
+    async def _receive(self) -> None:
+        while True:
+            frames = await self._stream.read()
+            self.heard_at = time.monotonic()
+            await self._queue.put(frames)
+
+    async def _apply(self, until: Lsn | None) -> None:
+        while until is None or self._applier.progress < until:
+            try:
+                async with asyncio.timeout(_IDLE_PROGRESS):
+                    frames = await self._queue.get()
+            except TimeoutError:
+                frames = []
+            while not self._queue.empty():
+                frames += self._queue.get_nowait()
+            messages = self._sort(frames)
+            if messages:
+                if self._unapplied_since is None:
+                    self._unapplied_since = time.monotonic()
+                await self._applier.apply(messages)
+                self._idle_since = time.monotonic()
+            if self._queue.empty() and not self._applier.in_transaction:
+                self._unapplied_since = None
+                await self._follow(until)
+
+    def _sort(self, frames: Sequence[bytes]) -> list[Message]:
+        """Decode what is for the target; take note of the source's own position."""
+        messages: list[Message] = []
+        for frame in map(parse, frames):
+            if isinstance(frame, WalData):
+                messages.append(decode(frame.payload))
+                self.received = max(self.received, Lsn(frame.wal_start))
+            else:
+                self.received = max(self.received, Lsn(frame.wal_end))
+                # a server that shuts down waits until all of its WAL is confirmed
+                self._asked = self._asked or frame.reply_requested
+        return messages
+
+    async def _follow(self, until: Lsn | None) -> None:
+        """Nothing is in flight: the target is complete up to the source's own position."""
+        idle = time.monotonic() - self._idle_since
+        wanted = self._asked or (until is not None and self.received >= until)
+        if self.received > self._applier.progress and (wanted or idle >= _IDLE_PROGRESS):
+            await self._applier.move_progress(self.received)
+            self._asked = False
+            self._idle_since = time.monotonic()
+
+    async def _confirm(self) -> None:
+        while True:
+            await asyncio.sleep(_CONFIRM_EVERY)
+            await self._learn_flushed()
+            silent = time.monotonic() - self.heard_at
+            await self._tell(reply=silent > self._source.silence_timeout / 3)
+
+    async def _learn_flushed(self) -> None:
+        """Move what may be confirmed up to the commits that the target has flushed."""
+        unflushed = self._applier.unflushed
+        if not unflushed:
+            return
+        with translate(self._target):
+            cursor = await self._watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()::text")
+            row = await cursor.fetchone()
+        assert row is not None
+        flushed = Lsn.parse(row[0])
+        while unflushed and unflushed[0].target <= flushed:
+            self._confirmed = unflushed.popleft().source
+
+    async def _tell(self, *, reply: bool = False) -> None:
+        await self._stream.send(
+            status_update(
+                written=self.received, flushed=self._confirmed, applied=self._confirmed, now=time.time(), reply=reply
+            )
+        )
+
+    async def confirm_rest(self) -> None:
+        """Before leaving: confirm what the target has flushed by now, waiting a moment for the last commit."""
+        for _ in range(20):
+            await self._learn_flushed()
+            if not self._applier.unflushed:
+                break
+            await asyncio.sleep(0.05)
+        await self._tell()
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a group of tasks failed with: an expected one before a bug's."""
+    leaves: list[BaseException] = []
+
+    def gather(each: BaseException) -> None:
+        if isinstance(each, BaseExceptionGroup):
+            for inner in each.exceptions:
+                gather(inner)
+        else:
+            leaves.append(each)
+
+    gather(group)
+    expected = [each for each in leaves if isinstance(each, LockstepError)]
+    return (expected or leaves)[0]

@@ -1,0 +1,188 @@
+"""Proving both ends identical, or naming what differs, while the source may be in use.
+
+A table whose checksums agree is identical. One whose checksums differ is looked at again behind a barrier,
+between two readings of the source: only a difference that stands still twice while the source does not move
+is a difference; what keeps moving is inconclusive. Without anyone who applies, the target stands still by
+itself, and the ends are compared as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.compare import schema
+from pglockstep.compare.checksum import Fingerprint, comparable_columns, fingerprint
+from pglockstep.compare.rows import count_differences
+from pglockstep.compare.verdict import TableResult, Verdict, fold
+from pglockstep.copy.first import Ends
+from pglockstep.copy.selection import Selection
+from pglockstep.link.session import source_position
+from pglockstep.postgres import catalog, sequences
+from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.connect import translate
+from pglockstep.progress import target as progress
+from pglockstep.progress.target import LinkRecord
+
+#: How often a table that differs is looked at again before it is called inconclusive.
+_ROUNDS = 6
+
+
+class LinkCheck(msgspec.Struct, frozen=True):
+    """How one link's ends stood at `checked_at`; lag is None where the link was never copied."""
+
+    name: str
+    verdict: Verdict
+    lag_bytes: int | None
+    lag_seconds: float | None
+    tables: list[TableResult]
+    schema_differences: list[schema.SchemaDifference]
+    sequences_behind: list[SequenceBehind]
+    not_streamed: list[str]
+    checked_at: datetime
+    seconds: float
+
+
+class _Pair(msgspec.Struct, frozen=True):
+    """One table as both ends have it, with the columns to compare."""
+
+    source: Table
+    target: Table
+    columns: tuple[str, ...]
+
+
+async def verify(
+    name: str,
+    ends: Ends,
+    selection: Selection,
+    record: LinkRecord | None,
+    advance: Callable[[], Awaitable[None]] | None,
+) -> LinkCheck:
+    """Compare both ends. `advance` brings the target to where the source is now; None if nobody applies."""
+    began = time.monotonic()
+
+    def skip(table_schema: str, table_name: str) -> bool:
+        return not selection.carries(table_schema, table_name)
+
+    with translate(ends.source):
+        source_schema = await schema.read(ends.source_conn, skip)
+        source_tables = {t.name: t for t in await catalog.tables(ends.source_conn) if not skip(*t.name)}
+    with translate(ends.target):
+        target_schema = await schema.read(ends.target_conn, skip)
+        target_tables = {t.name: t for t in await catalog.tables(ends.target_conn) if not skip(*t.name)}
+    differences = schema.differences(
+        source_schema, target_schema, ends.source_facts.major, ends.target_facts.major
+    )
+    results = [
+        await _compare(ends, source_tables.get(each), target_tables.get(each), advance)
+        for each in sorted(source_tables.keys() | target_tables.keys())
+    ]
+    with translate(ends.source):
+        source_sequences = await sequences.read(ends.source_conn)
+    with translate(ends.target):
+        target_sequences = await sequences.read(ends.target_conn)
+    late = behind(source_sequences, target_sequences)
+    if late and advance is not None:
+        await advance()
+        with translate(ends.target):
+            late = behind(source_sequences, await sequences.read(ends.target_conn))
+    lag_bytes, lag_seconds = await _lag(ends, advance is not None)
+    return LinkCheck(
+        name=name,
+        verdict=fold(results, differences, late),
+        lag_bytes=lag_bytes,
+        lag_seconds=lag_seconds,
+        tables=results,
+        schema_differences=list(differences),
+        sequences_behind=list(late),
+        not_streamed=await _not_streamed(ends, source_tables.values()),
+        checked_at=datetime.now(UTC),
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+async def _compare(
+    ends: Ends, source: Table | None, target: Table | None, advance: Callable[[], Awaitable[None]] | None
+) -> TableResult:
+    if source is None or target is None:
+        there, conn = (source, ends.source_conn) if target is None else (target, ends.target_conn)
+        assert there is not None
+        rows = (await _read(ends, conn, there, ())).rows
+        sides = (rows, None) if target is None else (None, rows)
+        return TableResult(there.name.schema, there.name.name, "different", *sides, None, None, None)
+    pair = _Pair(source, target, comparable_columns(source, target))
+    before, now = await _both(ends, pair)
+    verdict: Verdict = "identical" if before == now else "different"
+    if verdict == "different" and advance is not None:
+        verdict, before, now = await _settle(ends, pair, advance)
+    if verdict != "different":
+        counts = (0, 0, 0) if verdict == "identical" else (None, None, None)
+        return TableResult(*source.name, verdict, before.rows, now.rows, *counts)
+    with translate(ends.source):
+        found = await count_differences(ends.source_conn, ends.target_conn, source, target, pair.columns)
+    return TableResult(*source.name, "different", before.rows, now.rows, found.missing, found.extra, found.changed)
+
+
+async def _settle(
+    ends: Ends, pair: _Pair, advance: Callable[[], Awaitable[None]]
+) -> tuple[Verdict, Fingerprint, Fingerprint]:
+    """Look again behind barriers at a table that differed while changes may be under way."""
+    stood_still: tuple[Fingerprint, Fingerprint] | None = None
+    before = now = Fingerprint(0, 0, 0)
+    for _ in range(_ROUNDS):
+        before = await _read(ends, ends.source_conn, pair.source, pair.columns)
+        await advance()
+        now = await _read(ends, ends.target_conn, pair.target, pair.columns)
+        afterwards = await _read(ends, ends.source_conn, pair.source, pair.columns)
+        if now in (before, afterwards):
+            return "identical", now, now
+        if before == afterwards:
+            if stood_still == (before, now):
+                return "different", before, now
+            stood_still = (before, now)
+        else:
+            stood_still = None
+    return "inconclusive", before, now
+
+
+async def _both(ends: Ends, pair: _Pair) -> tuple[Fingerprint, Fingerprint]:
+    async with asyncio.TaskGroup() as tasks:
+        there = tasks.create_task(_read(ends, ends.source_conn, pair.source, pair.columns))
+        here = tasks.create_task(_read(ends, ends.target_conn, pair.target, pair.columns))
+    return there.result(), here.result()
+
+
+async def _read(ends: Ends, conn: AsyncConnection[TupleRow], table: Table, columns: Sequence[str]) -> Fingerprint:
+    with translate(ends.source if conn is ends.source_conn else ends.target):
+        return await fingerprint(conn, table, columns)
+
+
+async def _lag(ends: Ends, advanced: bool) -> tuple[int | None, float | None]:
+    with translate(ends.target):
+        record = await progress.read(ends.target_conn)
+    if record is None or record.progress is None:
+        return None, None
+    if advanced:
+        return 0, 0.0
+    with translate(ends.source):
+        position = await source_position(ends.source_conn)
+    lag_bytes = max(0, position - record.progress)
+    age = datetime.now(UTC) - (record.written_at or record.created_at)
+    return lag_bytes, round(max(0.0, age.total_seconds()), 3) if lag_bytes else 0.0
+
+
+async def _not_streamed(ends: Ends, tables: Iterable[Table]) -> list[str]:
+    """What the stream cannot carry: it was copied once and is compared, but does not follow by itself."""
+    with translate(ends.source):
+        cursor = await ends.source_conn.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata")
+        row = await cursor.fetchone()
+    found = [f"unlogged table {table.name}" for table in tables if table.unlogged]
+    if row and row[0]:
+        found.append(f"{row[0]} large objects")
+    return found

@@ -1,0 +1,231 @@
+"""Connections to either end, with every session setting pinned that could change what a value looks like.
+
+libpq gets the user's connection string untouched: URIs, keywords, services, ``.pgpass``, TLS and ``PG*``
+variables behave as its users expect. All connections are in autocommit and use PostgreSQL's own ``$1``
+placeholders, so that a ``%`` in a name is just a character. A failure becomes an error of that end, with
+a hint and without a password.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from pglockstep.config import LinkConfig
+from pglockstep.errors import (
+    EndError,
+    Side,
+    SourceBusy,
+    SourceError,
+    SourceUnreachable,
+    TargetBusy,
+    TargetError,
+    TargetUnreachable,
+    lacks,
+    one_line,
+    unreachable,
+)
+
+#: The oldest server whose pgoutput can carry our barrier messages.
+OLDEST_MAJOR = 14
+
+# Text forms must not depend on a role's or database's own settings (both ends would disagree), names must
+# come back qualified, and no time-out of the server's may end our own bookkeeping half way.
+_PINNED = """
+SET datestyle = 'ISO, YMD';
+SET intervalstyle = 'postgres';
+SET timezone = 'UTC';
+SET extra_float_digits = 3;
+SET bytea_output = 'hex';
+SET lc_monetary = 'C';
+SET xmloption = 'content';
+SET search_path = '';
+SET row_security = off;
+SET array_nulls = on;
+SET standard_conforming_strings = on;
+SET transform_null_equals = off;
+SET check_function_bodies = off;
+SET default_transaction_isolation = 'read committed';
+SET default_transaction_read_only = off;
+SET default_transaction_deferrable = off;
+SET client_min_messages = 'warning';
+SET statement_timeout = 0;
+SET idle_in_transaction_session_timeout = 0;
+SET idle_session_timeout = 0;
+"""
+
+#: What a server says while it cannot answer *yet* or *right now*, though nothing is wrong with the request.
+_PASSING_STATES = (
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.DiskFull,
+    psycopg.errors.OutOfMemory,
+    psycopg.errors.TooManyConnections,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.ObjectInUse,
+    psycopg.errors.CannotConnectNow,
+)
+
+
+class End(msgspec.Struct, frozen=True):
+    """One end of a link: where it is and how patient to be with it. Timeouts are in seconds."""
+
+    side: Side
+    link: str
+    conninfo: str
+    connect_timeout: float = 10.0
+    lock_timeout: float = 5.0
+    silence_timeout: float = 30.0
+
+    def __repr__(self) -> str:
+        return f"End({self.side}, {describe(self.conninfo)})"
+
+
+def ends(link: LinkConfig) -> tuple[End, End]:
+    """The source and the target of a configured link."""
+
+    def end(side: Side, conninfo: str) -> End:
+        return End(
+            side=side,
+            link=link.name,
+            conninfo=conninfo,
+            connect_timeout=link.connect_timeout,
+            lock_timeout=link.lock_timeout,
+            silence_timeout=link.silence_timeout,
+        )
+
+    return end("source", link.source), end("target", link.target)
+
+
+def describe(conninfo: str) -> str:
+    """A connection string as it may be shown: where and who, never a secret."""
+    shown = ("service", "host", "hostaddr", "port", "dbname", "user")
+    given = conninfo_to_dict(conninfo)
+    return make_conninfo("", **{key: given[key] for key in shown if given.get(key)}) or "libpq's defaults"
+
+
+def fingerprint(source: str, target: str) -> str:
+    """A short stable name for a pair of connection strings, without their secrets."""
+    return hashlib.sha256(f"{describe(source)}\n{describe(target)}".encode()).hexdigest()[:16]
+
+
+async def connect(
+    end: End, purpose: str, *, replication: bool = False, **settings: str
+) -> AsyncConnection[TupleRow]:
+    """Open a connection in autocommit, with the session pinned and `settings` set on top.
+
+    `purpose` shows in ``pg_stat_activity``. Raises the end's *unreachable* error, with a hint for each reason.
+    """
+    try:
+        conn = await AsyncConnection.connect(
+            end.conninfo,
+            autocommit=True,
+            cursor_factory=AsyncRawCursor,
+            prepare_threshold=0,
+            **_parameters(end, purpose, replication=replication),
+        )
+    except psycopg.Error as error:
+        _refused(end, error)
+    conn.prepared_max = 1000
+    with translate(end):
+        try:
+            major = conn.info.server_version // 10000
+            if major < OLDEST_MAJOR:
+                lacks(
+                    end.side,
+                    f"the {end.side} is PostgreSQL {major}; pglockstep needs {OLDEST_MAJOR} or newer",
+                    f"upgrade {describe(end.conninfo)}, or copy it once with pg_dump and pg_restore",
+                )
+            pinned = _PINNED + f"SET lock_timeout = '{round(end.lock_timeout * 1000)}ms';"
+            if major >= 17:
+                pinned += "SET transaction_timeout = 0;"
+            await conn.execute(pinned.encode())
+            for name, value in settings.items():
+                if replication:
+                    continue
+                await conn.execute("SELECT pg_catalog.set_config($1, $2, false)", [name, value])
+        except BaseException:
+            await conn.close()
+            raise
+    return conn
+
+
+def _parameters(end: End, purpose: str, *, replication: bool) -> dict[str, Any]:
+    given = conninfo_to_dict(end.conninfo)
+    # a half-open connection must be noticed within silence_timeout, on either side of it
+    probe = max(1, round(end.silence_timeout / 6))
+    defaults = {
+        "connect_timeout": max(2, round(end.connect_timeout)),
+        "keepalives": 1,
+        "keepalives_idle": probe * 2,
+        "keepalives_interval": probe,
+        "keepalives_count": 3,
+        "tcp_user_timeout": round(end.silence_timeout * 1000),
+    }
+    chosen: dict[str, Any] = {key: value for key, value in defaults.items() if key not in given}
+    chosen["application_name"] = f"pglockstep {purpose} {end.link}"[:63]
+    chosen["client_encoding"] = "UTF8"
+    if replication:
+        chosen["replication"] = "database"
+    return chosen
+
+
+def _refused(end: End, error: psycopg.Error) -> NoReturn:
+    said = one_line(str(error)).removeprefix("connection failed: ")
+    hint = f"is that server running and reachable from here? check `{end.side}` of link {end.link!r}"
+    if "password" in said or "authentication" in said:
+        hint = f"correct the password or role in `{end.side}` of link {end.link!r}, ~/.pgpass or pg_hba.conf"
+    elif "does not exist" in said:
+        hint = f"create it on that server, or correct `{end.side}` of link {end.link!r}"
+    elif "pg_hba.conf" in said:
+        hint = "add a line for this role, database and address to that server's pg_hba.conf, then reload it"
+    unreachable(end.side, f"cannot connect to the {end.side} ({describe(end.conninfo)}): {said}", hint)
+
+
+@contextmanager
+def translate(end: End) -> Iterator[None]:
+    """Turn psycopg's errors raised inside into errors of that end: gone, busy, or lacking something."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translated(end, error) from error
+
+
+def translated(end: End, error: psycopg.Error) -> EndError:
+    """The error of ours for an error of psycopg's on one end."""
+    said = one_line(str(error)) or type(error).__name__
+    kinds = (SourceUnreachable, SourceBusy, SourceError) if end.side == "source" else (TargetUnreachable, TargetBusy, TargetError)
+    if is_gone(error):
+        return kinds[0](
+            f"the {end.side} went away: {said}",
+            hint=f"is {describe(end.conninfo)} running? nothing is lost; the link goes on where it stopped",
+        )
+    if isinstance(error, _PASSING_STATES):
+        return kinds[1](f"the {end.side} cannot go on right now: {said}", hint=f"see pg_stat_activity on the {end.side}")
+    return kinds[2](f"the {end.side} refused: {said}", hint=_hint_of(error, end))
+
+
+def _hint_of(error: psycopg.Error, end: End) -> str:
+    if error.diag.message_hint:
+        return error.diag.message_hint
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return f"grant it to the role that link {end.link!r} uses on the {end.side}"
+    return f"look at the {end.side}'s own log for what led to it"
+
+
+def is_gone(error: psycopg.Error) -> bool:
+    """Whether the connection is lost, rather than a statement refused."""
+    state = error.sqlstate
+    if state is None:
+        return isinstance(error, psycopg.OperationalError)
+    return state.startswith("08") or state in ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04")

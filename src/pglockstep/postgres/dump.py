@@ -1,0 +1,136 @@
+"""Running PostgreSQL's own pg_dump and pg_restore. A password never reaches a command line or an environment.
+
+The dump holds the schema and nothing else: no rows, no publications, no subscriptions, nothing of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pglockstep.errors import SourceError, one_line
+from pglockstep.postgres.connect import End
+from pglockstep.postgres.installations import Installation
+from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
+
+
+class SchemaArchive:
+    """A dump of a source's schema in pg_dump's custom format, in a directory of its own."""
+
+    def __init__(self, clients: Installation, directory: Path) -> None:
+        self._clients = clients
+        self._directory = directory
+        self._archive = directory / "schema.dump"
+
+    async def dump(self, end: End, snapshot: str, leave_out: Sequence[QualifiedName]) -> None:
+        """Dump the schema that `snapshot` shows; raises `SourceError` with what pg_dump said."""
+        given = conninfo_to_dict(end.conninfo)
+        environment = dict(os.environ, LC_ALL="C")
+        password = given.pop("password", None)
+        if password:
+            environment["PGPASSFILE"] = str(self._password_file(str(password)))
+        arguments = [
+            "--format=custom",
+            "--schema-only",
+            f"--snapshot={snapshot}",
+            "--no-publications",
+            "--no-subscriptions",
+            "--no-security-labels",
+            "--no-tablespaces",
+            "--encoding=UTF8",
+            f"--lock-wait-timeout={round(end.lock_timeout * 1000)}",
+            f"--exclude-schema={_literal_pattern(OUR_SCHEMA)}",
+            *(f"--exclude-table={_literal_pattern(*name)}" for name in leave_out),
+            f"--file={self._archive}",
+            f"--dbname={make_conninfo('', **given)}",
+        ]
+        await self._run("pg_dump", arguments, environment)
+
+    async def section(self, name: str, *, target_major: int) -> bytes:
+        """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`."""
+        text = await self._run("pg_restore", [f"--section={name}", "--no-owner", "--no-acl", "--file=-", str(self._archive)])
+        return plain_sql(text, target_major)
+
+    async def grants(self, *, target_major: int) -> list[bytes]:
+        """The GRANT, REVOKE and ALTER DEFAULT PRIVILEGES statements, one by one."""
+        contents = await self._run("pg_restore", ["--list", str(self._archive)])
+        wanted = [line for line in contents.splitlines() if re.match(rb"\d+; \d+ \d+ (DEFAULT )?ACL ", line)]
+        if not wanted:
+            return []
+        chosen = self._directory / "grants.list"
+        chosen.write_bytes(b"\n".join(wanted) + b"\n")
+        text = await self._run("pg_restore", [f"--use-list={chosen}", "--file=-", str(self._archive)])
+        return [each for each in statements(plain_sql(text, target_major)) if _IS_GRANT.match(each)]
+
+    def _password_file(self, password: str) -> Path:
+        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+        path = self._directory / "pgpass"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"*:*:*:*:{escaped}\n")
+        return path
+
+    async def _run(self, program: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> bytes:
+        process = await asyncio.create_subprocess_exec(
+            self._clients.program(program),
+            *arguments,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            output, complaints = await process.communicate()
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            said = one_line(complaints.decode(errors="replace")) or f"it ended with status {process.returncode}"
+            raise SourceError(
+                f"{program} {self._clients.version} could not read the source's schema: {said[:600]}",
+                hint="nothing was changed on the target; correct what it says and try again",
+            )
+        return output
+
+
+_IS_GRANT = re.compile(rb"(GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|SET SESSION AUTHORIZATION|RESET SESSION AUTHORIZATION)\b")
+
+
+def plain_sql(text: bytes, target_major: int) -> bytes:
+    """pg_restore's script without what only psql understands, or only a newer server than the target.
+
+    `text` may hold any bytes inside function bodies: only the script's own frame is touched.
+    """
+    restricted = re.search(rb"^\\restrict (\S+)\n", text, re.MULTILINE)
+    if restricted:
+        text = text.replace(restricted[0], b"", 1)
+        closing = b"\\unrestrict " + restricted[1]
+        position = text.rfind(closing)
+        text = text[:position] + text[position + len(closing) :]
+    if target_major < 17:
+        text = text.replace(b"SET transaction_timeout = 0;\n", b"", 1)
+    # our own session has its time-outs; the script's would outlive it on this connection
+    return text.replace(b"SET lock_timeout = 0;\n", b"", 1)
+
+
+def statements(script: bytes) -> list[bytes]:
+    """The statements of a script that holds nothing but grants: only quoted identifiers can hide a semicolon."""
+    found: list[bytes] = []
+    for match in re.finditer(rb'(?>"(?:[^"]|"")*"|--[^\n]*\n|[^";])++;', script):
+        statement = re.sub(rb'("(?:[^"]|"")*")|--[^\n]*\n', lambda m: m[1] or b"", match[0]).strip()
+        if statement != b";":
+            found.append(statement)
+    return found
+
+
+def _literal_pattern(*names: str) -> str:
+    """A pattern of pg_dump's that matches just this name."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)

@@ -1,0 +1,147 @@
+"""The replication connection: making a slot, starting its stream, moving raw frames both ways.
+
+The protocol's text and framing belong to libpq and to `pglockstep.wal`; this room only waits for the socket.
+It never decides what to confirm: it sends the status updates that it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection, generators, pq, sql
+from psycopg.rows import TupleRow
+
+from pglockstep.errors import SourceUnreachable
+from pglockstep.postgres.connect import End, connect, describe, translate
+from pglockstep.units import Lsn
+
+#: A frame's bytes handed out at once are bounded: what is not read yet stays in the socket, and the server waits.
+_READ_AT_ONCE = 1 << 20
+
+
+class NewSlot(msgspec.Struct, frozen=True):
+    """A slot just made: the stream starts at `lsn`, and `snapshot` shows the database as of exactly then.
+
+    The snapshot can be used as long as the connection that made the slot stays open and unused.
+    """
+
+    lsn: Lsn
+    snapshot: str
+
+
+class ReplicationConnection:
+    """One connection in replication mode to a source. Use `open`, then `create_slot` or `start`."""
+
+    def __init__(self, end: End, conn: AsyncConnection[TupleRow]) -> None:
+        self._end = end
+        self._conn = conn
+        self._pgconn = conn.pgconn
+
+    @classmethod
+    async def open(cls, end: End) -> ReplicationConnection:
+        """Connect; raises the source's errors."""
+        return cls(end, await connect(end, "stream", replication=True))
+
+    async def create_slot(self, name: str) -> NewSlot:
+        """Make a logical slot with an exported snapshot.
+
+        Waits for every transaction that is open on the source right now, prepared ones too; cancelling leaves
+        no slot behind.
+        """
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT").format(sql.Identifier(name))
+        with translate(self._end):
+            result = await self._run(command.as_bytes())
+        lsn, snapshot = result.get_value(0, 1), result.get_value(0, 2)
+        assert lsn is not None
+        assert snapshot is not None
+        return NewSlot(Lsn.parse(lsn.decode()), snapshot.decode())
+
+    async def start(self, slot: str, publication: str, lsn: Lsn) -> None:
+        """Start streaming: every transaction whose commit record starts at `lsn` or later."""
+        names = sql.Literal(sql.Identifier(publication).as_string())
+        command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')").format(
+            sql.Identifier(slot), sql.SQL(str(lsn)), names
+        )
+        with translate(self._end):
+            result = await self._run(command.as_bytes())
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise SourceUnreachable(f"the source did not start streaming from slot {slot}", hint="see the source's log")
+
+    async def _run(self, command: bytes) -> pq.abc.PGresult:
+        self._pgconn.send_query(command)
+        results = await self._conn.wait(generators.execute(self._pgconn))
+        result: pq.abc.PGresult = results[-1]
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+        return result
+
+    async def read(self) -> list[bytes]:
+        """Wait until the source sends something; return the frames at hand, at least one.
+
+        Raises `SourceUnreachable` when the source falls silent for `silence_timeout` or the stream ends.
+        """
+        while not (frames := self._frames()):
+            try:
+                async with asyncio.timeout(self._end.silence_timeout):
+                    await self._ready(reading=True)
+            except TimeoutError:
+                raise SourceUnreachable(
+                    f"the source has been silent for {self._end.silence_timeout:.0f} s",
+                    hint=f"is the network to {describe(self._end.conninfo)} up? the link reconnects by itself",
+                ) from None
+            with translate(self._end):
+                self._pgconn.consume_input()
+        return frames
+
+    def _frames(self) -> list[bytes]:
+        frames: list[bytes] = []
+        size = 0
+        while size < _READ_AT_ONCE:
+            with translate(self._end):
+                length, data = self._pgconn.get_copy_data(1)
+            if length <= 0:
+                if length < 0 and not frames:
+                    self._ended()
+                break
+            frames.append(bytes(data))
+            size += length
+        return frames
+
+    def _ended(self) -> None:
+        with translate(self._end):
+            result = self._pgconn.get_result()
+            if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result)
+        raise SourceUnreachable("the source ended the stream", hint="is it shutting down? the link reconnects by itself")
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame, such as a status update."""
+        with translate(self._end):
+            while self._pgconn.put_copy_data(frame) == 0:
+                await self._ready(reading=False)
+            while self._pgconn.flush() == 1:
+                await self._ready(reading=False)
+
+    async def _ready(self, *, reading: bool) -> None:
+        loop = asyncio.get_running_loop()
+        socket = self._pgconn.socket
+        turn: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not turn.done():
+                turn.set_result(None)
+
+        add, remove = (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
+        watch: Callable[..., object] = add
+        watch(socket, wake)
+        try:
+            await turn
+        finally:
+            remove(socket)
+
+    async def close(self) -> None:
+        """Close the connection; the slot stays."""
+        await self._conn.close()

@@ -1,0 +1,185 @@
+"""The link's own tables on the target: its record, its progress, its lock.
+
+Whoever does a link's work first takes its lock, then reads its progress: a killed process's old session may
+still be committing. Nothing here touches a table of the user's.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+from typing import Literal
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+
+from pglockstep.errors import TargetLacks
+from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
+from pglockstep.units import Lsn
+
+FORMAT = 1
+
+#: The two halves of the advisory lock: "pgls" in ASCII, and the one link that a target can have.
+_LOCK = (0x70676C73, 1)
+
+Phase = Literal["copying", "streaming"]
+
+
+class LinkRecord(msgspec.Struct, frozen=True):
+    """A link as its target remembers it. `progress` is None until the first copy is complete."""
+
+    id: str
+    name: str
+    source_identity: str
+    phase: Phase
+    created_at: datetime
+    copied_at: datetime | None = None
+    progress: Lsn | None = None
+    commit_time: datetime | None = None
+    written_at: datetime | None = None
+
+    @property
+    def slot(self) -> str:
+        """The replication slot's name on the source."""
+        return f"pglockstep_{self.id}"
+
+    @property
+    def publication(self) -> str:
+        """The publication's name on the source."""
+        return f"pglockstep_{self.id}"
+
+
+class ChangedIdentity(msgspec.Struct, frozen=True):
+    """A table whose replica identity we set to FULL, and what it was: d, n or i as in ``pg_class``."""
+
+    table: QualifiedName
+    before: str
+
+
+class _Row(msgspec.Struct):
+    id: str
+    name: str
+    source_identity: str
+    phase: Phase
+    created_at: datetime
+    copied_at: datetime | None
+    lsn: str | None
+    commit_time: datetime | None
+    written_at: datetime | None
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """The session that holds the link's lock."""
+
+    pid: int
+    application: str
+
+    @property
+    def is_daemon(self) -> bool:
+        """Whether it belongs to ``pglockstep run``."""
+        return self.application.startswith("pglockstep run ")
+
+
+async def read(conn: AsyncConnection) -> LinkRecord | None:
+    """The record of the link that fills this target; None where there is none. Raises on a newer format."""
+    cursor = await conn.execute("SELECT pg_catalog.to_regclass('pglockstep.format') IS NOT NULL")
+    if await cursor.fetchone() == (False,):
+        return None
+    cursor = await conn.execute("SELECT version FROM pglockstep.format")
+    row = await cursor.fetchone()
+    if row is None or row[0] > FORMAT:
+        raise TargetLacks(
+            f"schema {OUR_SCHEMA} on the target was written by a newer pglockstep",
+            hint="use the newer version on this link; this one changes nothing there",
+        )
+    async with conn.cursor(row_factory=class_row(_Row)) as rows:
+        await rows.execute(
+            "SELECT l.id, l.name, l.source_identity, l.phase, l.created_at, l.copied_at, p.lsn::text AS lsn, "
+            "p.commit_time, p.written_at "
+            "FROM pglockstep.link AS l LEFT JOIN pglockstep.progress AS p ON p.link = l.id"
+        )
+        found = await rows.fetchone()
+    if found is None:
+        return None
+    return LinkRecord(
+        id=found.id,
+        name=found.name,
+        source_identity=found.source_identity,
+        phase=found.phase,
+        created_at=found.created_at,
+        copied_at=found.copied_at,
+        progress=None if found.lsn is None else Lsn.parse(found.lsn),
+        commit_time=found.commit_time,
+        written_at=found.written_at,
+    )
+
+
+async def create(conn: AsyncConnection, name: str, source_identity: str) -> LinkRecord:
+    """Make our schema and a new link in it, in phase *copying*, with a random id."""
+    async with conn.transaction():
+        await conn.execute(files("pglockstep.progress").joinpath("schema.sql").read_bytes())
+        await conn.execute(
+            "INSERT INTO pglockstep.link (id, name, source_identity, phase) VALUES ($1, $2, $3, 'copying')",
+            [secrets.token_hex(6), name, source_identity],
+        )
+    record = await read(conn)
+    assert record is not None
+    return record
+
+
+async def complete_copy(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
+    """The first copy is complete as of `lsn`. Belongs into the transaction that copied."""
+    cursor = await conn.execute(
+        "UPDATE pglockstep.link SET phase = 'streaming', copied_at = pg_catalog.clock_timestamp() WHERE id = $1",
+        [link],
+    )
+    if cursor.rowcount != 1:
+        raise TargetLacks("another process took over the copy of this link", hint="leave it to that one")
+    await conn.execute("INSERT INTO pglockstep.progress (link, lsn) VALUES ($1, $2::pg_lsn)", [link, str(lsn)])
+
+
+async def forget(conn: AsyncConnection) -> None:
+    """Remove everything of ours from the target."""
+    await conn.execute("DROP SCHEMA IF EXISTS pglockstep CASCADE")
+
+
+async def remember_identities(conn: AsyncConnection, link: str, changed: Sequence[ChangedIdentity]) -> None:
+    """Write down what is about to be changed on the source, before it is changed."""
+    async with conn.transaction():
+        for each in changed:
+            await conn.execute(
+                "INSERT INTO pglockstep.replica_identity (link, schema_name, table_name, before) "
+                "VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                [link, each.table.schema, each.table.name, each.before],
+            )
+
+
+async def identities(conn: AsyncConnection) -> list[ChangedIdentity]:
+    """The source's tables whose replica identity we changed."""
+    cursor = await conn.execute(
+        "SELECT schema_name, table_name, before FROM pglockstep.replica_identity ORDER BY 1, 2"
+    )
+    return [ChangedIdentity(QualifiedName(schema, name), before) async for schema, name, before in cursor]
+
+
+async def take_lock(conn: AsyncConnection) -> bool:
+    """Take the link's lock for as long as this session lives; false if another session has it."""
+    cursor = await conn.execute("SELECT pg_catalog.pg_try_advisory_lock($1, $2)", _LOCK)
+    return await cursor.fetchone() == (True,)
+
+
+async def holder(conn: AsyncConnection) -> Holder | None:
+    """Who holds the link's lock right now."""
+    cursor = await conn.execute(
+        "SELECT l.pid, coalesce(a.application_name, '') "
+        "FROM pg_catalog.pg_locks AS l LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid "
+        "WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 "
+        "AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) "
+        "AND l.classid = $1::bigint::oid AND l.objid = $2::bigint::oid",
+        _LOCK,
+    )
+    row = await cursor.fetchone()
+    return None if row is None else Holder(row[0], row[1])

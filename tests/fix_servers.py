@@ -1,0 +1,275 @@
+"""Real servers for the tests, started when first asked for and stopped with the test run.
+
+A pytest plugin (`-p fix_servers`). Each installed major version gets two servers, a source and a
+target, so that 15 → 15 is two different servers too. Databases are made fresh for each test, and
+dropped with everything in them that would stay in the way: slots, prepared transactions, sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from pglockstep.demo.servers import ThrowawayServer, find_servers
+
+Connection = psycopg.Connection[TupleRow]
+T = TypeVar("T")
+
+#: The newest installation of each major version.
+INSTALLED = {one.major: one for one in find_servers(os.environ)}
+majors: list[int] = sorted(INSTALLED)
+#: (source, target): same version, up, down, and up from the middle.
+all_pairs: list[tuple[int, int]] = [
+    pair for pair in [(15, 15), (15, 18), (18, 16), (16, 18)] if set(pair) <= set(majors)
+]
+#: Run a test once for each of `all_pairs`.
+on_all_pairs = pytest.mark.parametrize(
+    "pair", all_pairs, indirect=True, ids=[f"{source}-to-{target}" for source, target in all_pairs]
+)
+
+
+def pytest_configure() -> None:
+    """The tests' own connections must not follow the settings of whoever runs them."""
+    for key in [key for key in os.environ if key.startswith("PG")]:
+        del os.environ[key]
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "the condition") -> T:
+    """What `condition` returns as soon as that is true; fails the test after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout:g} s in vain for {what}")
+        time.sleep(0.02)
+    return found
+
+
+# --- servers ---------------------------------------------------------------------------------------
+
+
+class Servers:
+    """The servers of this test run, one source and one target of each major version."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, ThrowawayServer] = {}
+
+    def source(self, major: int) -> ThrowawayServer:
+        return self._server(f"source-{major}", major)
+
+    def target(self, major: int) -> ThrowawayServer:
+        return self._server(f"target-{major}", major)
+
+    def close(self) -> None:
+        """Stop every server; what would not stop is reported as one error."""
+        failures: list[Exception] = []
+        for server in self._running.values():
+            try:
+                server.close()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("servers that would not stop", failures)
+
+    def _server(self, name: str, major: int) -> ThrowawayServer:
+        if major not in INSTALLED:
+            pytest.fail(f"PostgreSQL {major} is not installed as a server here; there are: {majors}")
+        if name not in self._running:
+            server = ThrowawayServer(INSTALLED[major], name=name)
+            self._running[name] = server
+            server.start()
+        return self._running[name]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    running = Servers()
+    yield running
+    running.close()
+
+
+# --- databases -------------------------------------------------------------------------------------
+
+
+class MakeDatabase(Protocol):
+    def __call__(
+        self, server: ThrowawayServer, name: str | None = None, template: str | None = None
+    ) -> str: ...
+
+
+@pytest.fixture
+def make_database() -> Iterator[MakeDatabase]:
+    """Makes a database on a server and returns its connection string; it is gone after the test."""
+    made: list[tuple[ThrowawayServer, str]] = []
+
+    def make(server: ThrowawayServer, name: str | None = None, template: str | None = None) -> str:
+        name = name or f"db_{secrets.token_hex(4)}"
+        statement = sql.SQL("create database {}").format(sql.Identifier(name))
+        if template is not None:
+            statement += sql.SQL(" template {}").format(sql.Identifier(template))
+        with connect(server.conninfo()) as conn:
+            conn.execute(statement)
+        made.append((server, name))
+        return server.conninfo(name)
+
+    yield make
+    failures: list[Exception] = []
+    for server, name in reversed(made):
+        try:
+            drop_database(server, name)
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise ExceptionGroup("databases that would not go", failures)
+
+
+def connect(conninfo: str) -> Connection:
+    """An autocommit connection."""
+    return psycopg.connect(conninfo, autocommit=True)
+
+
+def drop_database(server: ThrowawayServer, name: str) -> None:
+    """Drop a database if it is there, and all that holds it: slots, prepared transactions, sessions."""
+    if server.pid is None:
+        server.start()
+    with connect(server.conninfo()) as conn:
+        prepared = conn.execute("select gid from pg_prepared_xacts where database = %s", [name]).fetchall()
+        if prepared:
+            # A prepared transaction can be ended from its own database only.
+            with connect(server.conninfo(name)) as inside:
+                for (gid,) in prepared:
+                    inside.execute(sql.SQL("rollback prepared {}").format(sql.Literal(gid)))
+        conn.execute(
+            """select pg_terminate_backend(active_pid, 10000) from pg_replication_slots
+               where database = %s and active""",
+            [name],
+        )
+        conn.execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s", [name]
+        )
+        conn.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+        # Origins belong to no database and there is room for few: what no session uses is left over.
+        for (origin,) in conn.execute("select roname from pg_replication_origin").fetchall():
+            with contextlib.suppress(psycopg.errors.ObjectInUse):
+                conn.execute("select pg_replication_origin_drop(%s)", [origin])
+
+
+# --- two ends --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A fresh, empty source database and a fresh, empty target database."""
+
+    source: str
+    target: str
+    source_server: ThrowawayServer
+    target_server: ThrowawayServer
+    _opened: list[Connection] = field(default_factory=list, repr=False)
+
+    def on_source(self) -> Connection:
+        """A new autocommit connection to the source, closed after the test at the latest."""
+        return self._open(self.source)
+
+    def on_target(self) -> Connection:
+        """A new autocommit connection to the target, closed after the test at the latest."""
+        return self._open(self.target)
+
+    def close(self) -> None:
+        for conn in self._opened:
+            conn.close()
+
+    def _open(self, conninfo: str) -> Connection:
+        conn = connect(conninfo)
+        self._opened.append(conn)
+        return conn
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, servers: Servers, make_database: MakeDatabase) -> Iterator[Pair]:
+    """Two ends of the newest version, or of the (source, target) versions it is parametrised with."""
+    newest = majors[-1] if majors else 0
+    source_major, target_major = getattr(request, "param", (newest, newest))
+    source, target = servers.source(source_major), servers.target(target_major)
+    mark = secrets.token_hex(2)
+    ends = Pair(
+        source=make_database(source, f"src_{mark}"),
+        # Names need quoting somewhere, always: a missing quote is found by every test.
+        target=make_database(target, f"tgt \"Odd' {mark}"),
+        source_server=source,
+        target_server=target,
+    )
+    yield ends
+    ends.close()
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Cli:
+    """The real command, in a process and a directory of its own, with a state of its own."""
+
+    directory: Path
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __call__(
+        self, *args: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        return subprocess.run(
+            self._command(args),
+            env=self._environment(env),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *args: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start the command; stdout and stderr are one pipe. What still runs after the test is killed."""
+        process = subprocess.Popen(
+            self._command(args),
+            env=self._environment(env),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            with process:
+                process.wait()
+
+    def _command(self, args: tuple[str | Path, ...]) -> list[str]:
+        return [sys.executable, "-m", "pglockstep", *map(str, args)]
+
+    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+        ours = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))}
+        return ours | {"PGLOCKSTEP_STATE_DIR": str(self.directory / "state")} | dict(extra or {})
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    command = Cli(tmp_path)
+    yield command
+    command.close()
