@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fix_config import LINK, SECRET, refused
@@ -248,6 +248,7 @@ trees = st.recursive(
 )
 
 
+@settings(deadline=None)  # a disk may be slow
 @given(st.dictionaries(keys, trees, max_size=4))
 def test_any_toml_loads_or_is_a_config_error(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]
@@ -266,6 +267,7 @@ def test_any_toml_loads_or_is_a_config_error(
     assert re.match(rf"{re.escape(str(path))}:\d+: ", complaint)
 
 
+@settings(deadline=None)  # a disk may be slow
 @given(st.text(max_size=60) | st.text("[]{}=.\"'#\na1 ", max_size=60))
 def test_any_text_loads_or_is_a_config_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """Whatever the file holds, reading it ends in one error with a line."""

@@ -6,6 +6,7 @@ Everything here is pure and compares, hashes and prints the way PostgreSQL's use
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 
 class Lsn(int):
@@ -14,10 +15,10 @@ class Lsn(int):
     @classmethod
     def parse(cls, text: str) -> Lsn:
         """Read PostgreSQL's text form; raises `ValueError` on anything else."""
-        high, slash, low = text.partition("/")
-        if not slash or not 1 <= len(high) <= 8 or not 1 <= len(low) <= 8:
+        found = re.fullmatch(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", text)
+        if not found:
             raise ValueError(f"not an LSN: {text!r}")
-        return cls((int(high, 16) << 32) | int(low, 16))
+        return cls((int(found[1], 16) << 32) | int(found[2], 16))
 
     def __str__(self) -> str:
         return f"{self >> 32:X}/{self & 0xFFFFFFFF:X}"
@@ -28,23 +29,24 @@ class Lsn(int):
 class Duration(float):
     """Seconds, written with a unit in configuration files: ``500ms``, ``30s``, ``10m``, ``1h``, ``2d``."""
 
-    _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    _UNITS: ClassVar = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
     @classmethod
     def parse(cls, text: str) -> Duration:
         """Read a duration; a bare ``0`` is allowed. Raises `ValueError` with what was expected."""
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", text)
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)\s*", text)
         if found:
             return cls(float(found[1]) * cls._UNITS[found[2]])
         if text.strip() == "0":
             return cls(0.0)
-        raise ValueError(f'{text!r} is not a duration; write a number and a unit, such as "500ms", "30s", "10m" or "1h"')
+        expected = 'write a number and a unit, such as "500ms", "30s", "10m" or "1h"'
+        raise ValueError(f"{text!r} is not a duration; {expected}")
 
     def __str__(self) -> str:
         for unit in ("d", "h", "m", "s"):
             if self and self % self._UNITS[unit] == 0:
                 return f"{int(self / self._UNITS[unit])}{unit}"
-        return "0" if not self else f"{int(self * 1000)}ms"
+        return "0" if not self else f"{round(self * 1000, 3):.15g}ms"
 
 
 def human_bytes(count: int) -> str:

@@ -202,7 +202,7 @@ class Applier:
         with translate(self._end):
             async with self._conn.pipeline():
                 await self._begin()
-                cursors = [await self._conn.execute(each.query, each.parameters) for each in statements]
+                cursors = [await self._conn.execute(each.query, each.parameters, prepare=True) for each in statements]
         for statement, cursor in zip(statements, cursors, strict=True):
             _demand_one_row(statement, cursor.rowcount)
 
@@ -211,7 +211,7 @@ class Applier:
             await self._begin()
         for statement in statements:
             try:
-                cursor = await self._conn.execute(statement.query, statement.parameters)
+                cursor = await self._conn.execute(statement.query, statement.parameters, prepare=True)
             except psycopg.Error as error:
                 known = translated(self._end, error)
                 if is_gone(error) or known.transient:

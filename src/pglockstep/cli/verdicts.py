@@ -44,7 +44,10 @@ def sentences(check: LinkCheck) -> list[str]:
     for found in check.schema_differences:
         lines.append(f"{found.kind} {_named(found.schema, found.name)} {found.difference}")
     for late in check.sequences_behind:
-        lines.append(f"sequence {QualifiedName(late.schema, late.name)} is behind: {late.difference}")
+        lines.append(
+            f"sequence {QualifiedName(late.schema, late.name)} is behind: next is {late.source_next} on the source, "
+            f"{late.target_next if late.target_next is not None else 'nothing'} on the target"
+        )
     shown = [f"  {line}" for line in lines[:_SHOWN]]
     if len(lines) > _SHOWN:
         shown.append(f"  … and {len(lines) - _SHOWN} more; --json has them all")

@@ -1,1 +1,1 @@
-"""Proving that two databases are the same, or naming what differs: rows, schema, sequences, and the verdict."""
+"""Proving that two databases are the same, or naming what differs: rows, schema and sequences."""

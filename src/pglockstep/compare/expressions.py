@@ -2,8 +2,8 @@
 
 PostgreSQL does not keep what a user typed but what it understood, and writes that back when asked. Restored
 from a dump it can read differently: ``((a AND b) AND c)`` becomes ``(a AND b AND c)``, and the cast of a list
-of values becomes a list of casts. Newer servers quote more names. :func:`canonical` undoes just that. It never
-gives two different expressions one form, and leaves alone what it does not know.
+becomes a list of casts. Newer servers quote more names. :func:`canonical` undoes just that. It never gives
+two different expressions one form, and leaves alone what it does not know.
 """
 
 from __future__ import annotations

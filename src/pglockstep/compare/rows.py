@@ -106,7 +106,7 @@ def _keys(rows: Counter[tuple[int, int, int]]) -> Counter[tuple[int, int]]:
 
 
 class _Stream:
-    """One end's rows in the order of their keys: those that have come and are not matched yet, and the rest."""
+    """One end's rows in the order of their keys: those that have come and wait for a match, and the rest."""
 
     def __init__(
         self, conn: AsyncConnection[Any], table: Table, columns: Sequence[str], key: Sequence[str]
@@ -146,14 +146,22 @@ async def _match(source: _Stream, target: _Stream) -> Differences:
             for stream in (source, target)
             if not stream.exhausted and (len(stream.pending) < _BATCH or stream.last_key == bound)
         ]
-        for failure in await asyncio.gather(*(stream.fetch() for stream in asked), return_exceptions=True):
-            if failure is not None:
-                raise failure
+        await _fetch(asked)
         # Beyond the last key of an end that has more to send, nothing is known yet.
         bound = min((stream.last_key for stream in (source, target) if not stream.exhausted), default=None)
         found += count(source.take(bound), target.take(bound))
         if bound is None:
             return found
+
+
+async def _fetch(streams: Sequence[_Stream]) -> None:
+    """Ask several ends at the same time; where one fails, the others are called off."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for stream in streams:
+                group.create_task(stream.fetch())
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 def _query(

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 async def run_script(conn: AsyncConnection, end: End, script: bytes, *, what: str) -> None:
     """Run a script of pg_restore's as one piece; any refusal ends the copy, and its transaction with it."""
     try:
-        await conn.execute(script)
+        await conn.execute(script, prepare=False)
         # the script sets its own; ours must hold for what follows
         await conn.execute(
             "SET check_function_bodies = off; SET search_path = ''; SET row_security = off; "

@@ -20,6 +20,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import Applier
+from pglockstep.compare.sequences import behind
 from pglockstep.config import LinkConfig
 from pglockstep.copy import first
 from pglockstep.copy.first import CopyResult, Ends
@@ -373,7 +374,8 @@ async def carry_sequences(ends: Ends, target: AsyncConnection[TupleRow]) -> None
         there = await sequences.read(ends.source_conn)
     with translate(ends.target):
         here = await sequences.read(target)
-        await sequences.move(target, sequences.behind(there, here))
+        late = {(each.schema, each.name) for each in behind(there, here) if each.target_next is not None}
+        await sequences.move(target, [each for each in there if (each.schema, each.name) in late])
 
 
 def worth_another_try(error: LockstepError, tries: int) -> bool:

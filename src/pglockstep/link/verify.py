@@ -20,7 +20,8 @@ from psycopg.rows import TupleRow
 from pglockstep.compare import schema
 from pglockstep.compare.checksum import Fingerprint, comparable_columns, fingerprint
 from pglockstep.compare.rows import count_differences
-from pglockstep.compare.verdict import TableResult, Verdict, fold
+from pglockstep.compare.sequences import SequenceBehind, behind
+from pglockstep.compare.verdict import TableResult, Verdict, link_verdict
 from pglockstep.copy.first import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.link.session import source_position
@@ -83,19 +84,11 @@ async def verify(
         await _compare(ends, source_tables.get(each), target_tables.get(each), advance)
         for each in sorted(source_tables.keys() | target_tables.keys())
     ]
-    with translate(ends.source):
-        source_sequences = await sequences.read(ends.source_conn)
-    with translate(ends.target):
-        target_sequences = await sequences.read(ends.target_conn)
-    late = behind(source_sequences, target_sequences)
-    if late and advance is not None:
-        await advance()
-        with translate(ends.target):
-            late = behind(source_sequences, await sequences.read(ends.target_conn))
+    late = await _sequences_behind(ends, advance)
     lag_bytes, lag_seconds = await _lag(ends, advance is not None)
     return LinkCheck(
         name=name,
-        verdict=fold(results, differences, late),
+        verdict=link_verdict(results, differences, late),
         lag_bytes=lag_bytes,
         lag_seconds=lag_seconds,
         tables=results,
@@ -115,15 +108,15 @@ async def _compare(
         assert there is not None
         rows = (await _read(ends, conn, there, ())).rows
         sides = (rows, None) if target is None else (None, rows)
-        return TableResult(there.name.schema, there.name.name, "different", *sides, None, None, None)
+        return TableResult(*there.name, "different", *sides)
     pair = _Pair(source, target, comparable_columns(source, target))
     before, now = await _both(ends, pair)
     verdict: Verdict = "identical" if before == now else "different"
     if verdict == "different" and advance is not None:
         verdict, before, now = await _settle(ends, pair, advance)
     if verdict != "different":
-        counts = (0, 0, 0) if verdict == "identical" else (None, None, None)
-        return TableResult(*source.name, verdict, before.rows, now.rows, *counts)
+        none = 0 if verdict == "identical" else None
+        return TableResult(*source.name, verdict, before.rows, now.rows, none, none, none)
     with translate(ends.source):
         found = await count_differences(ends.source_conn, ends.target_conn, source, target, pair.columns)
     return TableResult(*source.name, "different", before.rows, now.rows, found.missing, found.extra, found.changed)
@@ -161,6 +154,19 @@ async def _both(ends: Ends, pair: _Pair) -> tuple[Fingerprint, Fingerprint]:
 async def _read(ends: Ends, conn: AsyncConnection[TupleRow], table: Table, columns: Sequence[str]) -> Fingerprint:
     with translate(ends.source if conn is ends.source_conn else ends.target):
         return await fingerprint(conn, table, columns)
+
+
+async def _sequences_behind(ends: Ends, advance: Callable[[], Awaitable[None]] | None) -> list[SequenceBehind]:
+    """The target's sequences that are behind where the source's stood; a barrier carries them."""
+    with translate(ends.source):
+        there = await sequences.read(ends.source_conn)
+    for attempt in (advance, None):
+        with translate(ends.target):
+            late = behind(there, await sequences.read(ends.target_conn))
+        if not late or attempt is None:
+            break
+        await attempt()
+    return late
 
 
 async def _lag(ends: Ends, advanced: bool) -> tuple[int | None, float | None]:

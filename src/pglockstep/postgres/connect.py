@@ -131,7 +131,6 @@ async def connect(
             end.conninfo,
             autocommit=True,
             cursor_factory=AsyncRawCursor,
-            prepare_threshold=0,
             **_parameters(end, purpose, replication=replication),
         )
     except psycopg.Error as error:
@@ -149,7 +148,7 @@ async def connect(
             pinned = _PINNED + f"SET lock_timeout = '{round(end.lock_timeout * 1000)}ms';"
             if major >= 17:
                 pinned += "SET transaction_timeout = 0;"
-            await conn.execute(pinned.encode())
+            await conn.execute(pinned.encode(), prepare=False)
             for name, value in settings.items():
                 if replication:
                     continue

@@ -120,7 +120,7 @@ async def read(conn: AsyncConnection) -> LinkRecord | None:
 async def create(conn: AsyncConnection, name: str, source_identity: str) -> LinkRecord:
     """Make our schema and a new link in it, in phase *copying*, with a random id."""
     async with conn.transaction():
-        await conn.execute(files("pglockstep.progress").joinpath("schema.sql").read_bytes())
+        await conn.execute(files("pglockstep.progress").joinpath("schema.sql").read_bytes(), prepare=False)
         await conn.execute(
             "INSERT INTO pglockstep.link (id, name, source_identity, phase) VALUES ($1, $2, $3, 'copying')",
             [secrets.token_hex(6), name, source_identity],
