@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fix_servers import Pair, on_all_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pglockstep.compare import sequences
+from fix_servers import Pair, on_all_pairs
 from pglockstep.compare.sequences import SequenceBehind, SequenceState, behind, read
 from pglockstep.errors import Side
+from pglockstep.postgres import sequences
 from pglockstep.postgres.connect import End, connect
 from pglockstep.postgres.names import QualifiedName
 
@@ -32,12 +32,12 @@ def state(last_value: int, is_called: bool, increment: int = 1) -> SequenceState
 
 @on_all_pairs
 def test_every_sequence_of_a_user_is_read_as_it_stands(pair: Pair) -> None:
-    """Plain, serial, identity, descending and oddly named ones are there, with is_called; ours and temporary not."""
+    """Plain, serial, identity, descending and oddly named ones are there; ours and temporary ones not."""
     with pair.on_source() as conn:
         conn.execute("create sequence plain start 7")
         conn.execute("create table t (a serial, b int generated always as identity (start 100 increment 10))")
         conn.execute("insert into t default values")
-        conn.execute("create schema \"Odd'\"")
+        conn.execute('create schema "Odd\'"')
         conn.execute('create sequence "Odd\'"."100% ""Seq" increment -2 maxvalue 50')
         conn.execute('select nextval(\'"Odd\'\'"."100% ""Seq"\'), nextval(\'"Odd\'\'"."100% ""Seq"\')')
         conn.execute("create schema pglockstep")
@@ -64,10 +64,12 @@ def test_only_the_named_sequences_are_read(pair: Pair) -> None:
 
 def test_many_sequences_take_few_statements(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks are put together in order, with no sequence lost or read twice."""
-    monkeypatch.setattr(sequences, "_CHUNK", 7)
+    monkeypatch.setattr(sequences, "_AT_ONCE", 7)
     with pair.on_source() as conn:
         conn.execute(
-            "do $$ begin for i in 1..30 loop execute format('create sequence s%s start %s', i, i); end loop; end $$"
+            """do $$ begin
+                for i in 1..30 loop execute format('create sequence s%s start %s', i, i); end loop;
+            end $$"""
         )
     found = states("source", pair.source)
     assert sorted(each.last_value for each in found) == list(range(1, 31))

@@ -37,7 +37,7 @@ def test_two_empty_databases_are_identical() -> None:
     assert link_verdict([], [], []) == "identical"
 
 
-@pytest.mark.parametrize(("first", "second"), product(VERDICTS, VERDICTS))
+@pytest.mark.parametrize(("first", "second"), list(product(VERDICTS, VERDICTS)))
 def test_the_order_of_tables_does_not_matter(first: Verdict, second: Verdict) -> None:
     """The same tables give the same verdict in any order."""
     assert link_verdict(results(first, second), [], []) == link_verdict(results(second, first), [], [])

@@ -37,9 +37,7 @@ def for_each(
     state.create()
 
     async def all_of_them() -> int:
-        results = await asyncio.gather(
-            *(work(Link(link, state)) for link in chosen), return_exceptions=True
-        )
+        results = await asyncio.gather(*(work(Link(link, state)) for link in chosen), return_exceptions=True)
         codes: list[int] = []
         done: list[T] = []
         errors: list[dict[str, object]] = []
@@ -49,7 +47,12 @@ def for_each(
                     raise result
                 codes.append(result.exit_code)
                 errors.append(
-                    {"name": link.name, "message": result.message, "hint": result.hint, "exit_code": result.exit_code}
+                    {
+                        "name": link.name,
+                        "message": result.message,
+                        "hint": result.hint,
+                        "exit_code": result.exit_code,
+                    }
                 )
                 say(f"{link.name}: {result.message}", result.hint)
             elif isinstance(result, BaseException):

@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     hide_arguments()
     verbose = "-vv" in (arguments or sys.argv)
     try:
-        code = cli.main(args=None if arguments is None else list(arguments), prog_name="pglockstep", standalone_mode=False)
+        code = cli.main(
+            args=None if arguments is None else list(arguments), prog_name="pglockstep", standalone_mode=False
+        )
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else EXIT_OK)
     except LockstepError as error:
@@ -78,14 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         name = context.command_path if context else "pglockstep"
         fail(error.format_message(), f"{name} --help tells what it takes", EXIT_USAGE, trace=verbose)
     except (KeyboardInterrupt, click.Abort):
-        fail("interrupted", "nothing is lost; the same command goes on where this one stopped", EXIT_INTERRUPTED, trace=False)
+        fail(
+            "interrupted",
+            "nothing is lost; the same command goes on where this one stopped",
+            EXIT_INTERRUPTED,
+            trace=False,
+        )
     except BrokenPipeError:
         # whoever read our output has left; stdout must not complain about it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_OK)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        fail(f"this is a bug in pglockstep: {text}", "nothing is lost; please report it with the output of -vv", EXIT_BUG, trace=verbose)
+        fail(
+            f"this is a bug in pglockstep: {text}",
+            "nothing is lost; please report it with the output of -vv",
+            EXIT_BUG,
+            trace=verbose,
+        )
 
 
 def fail(message: str, hint: str, code: int, *, trace: bool) -> NoReturn:

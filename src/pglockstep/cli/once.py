@@ -24,7 +24,15 @@ def command(links: tuple[str, ...], as_json: bool, **common: Any) -> int:
     The first time it copies everything; from then on it streams what has happened since. Beside a live daemon
     it waits until the daemon has applied all that is committed now.
     """
-    return for_each(Settings(**common), links, _once, _document, _sentences, lambda each: exit_code(each.check), as_json=as_json)
+    return for_each(
+        Settings(**common),
+        links,
+        _once,
+        _document,
+        _sentences,
+        lambda each: exit_code(each.check),
+        as_json=as_json,
+    )
 
 
 async def _once(link: Link) -> OnceResult:

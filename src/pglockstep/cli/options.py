@@ -30,7 +30,9 @@ class Settings(msgspec.Struct, frozen=True):
         """The configuration: two connection strings, or a file."""
         if (self.source is None) != (self.target is None):
             missing = "--target" if self.target is None else "--source"
-            raise UsageProblem("one end alone is no link", hint=f"give {missing} as well, or name both in a file with -c")
+            raise UsageProblem(
+                "one end alone is no link", hint=f"give {missing} as well, or name both in a file with -c"
+            )
         if self.source is not None and self.target is not None:
             if self.config is not None:
                 raise UsageProblem(
@@ -51,7 +53,9 @@ class Settings(msgspec.Struct, frozen=True):
         """The links of those names, or all; raises for a name that is not configured."""
         for name in names:
             if name not in config.links:
-                raise UsageProblem(f"there is no link {name!r}", hint=f"configured are: {', '.join(sorted(config.links))}")
+                raise UsageProblem(
+                    f"there is no link {name!r}", hint=f"configured are: {', '.join(sorted(config.links))}"
+                )
         chosen = [config.links[name] for name in (dict.fromkeys(names) or sorted(config.links))]
         for link in chosen:
             configuration.refuse_unbuilt(link)
@@ -62,13 +66,38 @@ def common(command: F) -> F:
     """Add the common options to a command; it gets them as `settings`."""
     for option in reversed(
         (
-            click.option("-c", "--config", type=click.Path(path_type=Path), envvar="PGLOCKSTEP_CONFIG", help="Configuration file."),
-            click.option("--source", envvar="PGLOCKSTEP_SOURCE", metavar="CONNINFO", help="The source, instead of a file."),
-            click.option("--target", envvar="PGLOCKSTEP_TARGET", metavar="CONNINFO", help="The target, instead of a file."),
             click.option(
-                "--state-dir", type=click.Path(path_type=Path), envvar="PGLOCKSTEP_STATE_DIR", help="Where state is kept."
+                "-c",
+                "--config",
+                type=click.Path(path_type=Path),
+                envvar="PGLOCKSTEP_CONFIG",
+                help="Configuration file.",
             ),
-            click.option("-v", "--verbose", count=True, envvar="PGLOCKSTEP_VERBOSE", help="Say more; twice: tracebacks too."),
+            click.option(
+                "--source",
+                envvar="PGLOCKSTEP_SOURCE",
+                metavar="CONNINFO",
+                help="The source, instead of a file.",
+            ),
+            click.option(
+                "--target",
+                envvar="PGLOCKSTEP_TARGET",
+                metavar="CONNINFO",
+                help="The target, instead of a file.",
+            ),
+            click.option(
+                "--state-dir",
+                type=click.Path(path_type=Path),
+                envvar="PGLOCKSTEP_STATE_DIR",
+                help="Where state is kept.",
+            ),
+            click.option(
+                "-v",
+                "--verbose",
+                count=True,
+                envvar="PGLOCKSTEP_VERBOSE",
+                help="Say more; twice: tracebacks too.",
+            ),
         )
     ):
         command = option(command)
@@ -77,7 +106,9 @@ def common(command: F) -> F:
 
 def as_json(command: F) -> F:
     """Add ``--json``."""
-    return click.option("--json", "as_json", is_flag=True, envvar="PGLOCKSTEP_JSON", help="One JSON document on stdout.")(command)
+    return click.option(
+        "--json", "as_json", is_flag=True, envvar="PGLOCKSTEP_JSON", help="One JSON document on stdout."
+    )(command)
 
 
 def yes(command: F) -> F:

@@ -36,7 +36,9 @@ def command(links: tuple[str, ...], **common: Any) -> int:
     state = StateDirectory(config.state_dir)
     state.create()
     for part in not_built_yet(config):
-        log.warning("%s is configured, but this version does not have that part yet", part, extra={"action": "config"})
+        log.warning(
+            "%s is configured, but this version does not have that part yet", part, extra={"action": "config"}
+        )
     log.info("pglockstep %s, %d link(s)", __version__, len(chosen), extra={"action": "start"})
 
     def ended(link: Link, error: LockstepError) -> None:

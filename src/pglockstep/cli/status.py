@@ -65,12 +65,18 @@ def _sentences(found: LinkOverview) -> list[str]:
     lines.append(f"  source   {_end(found.source)}")
     lines.append(f"  target   {_end(found.target)}")
     if found.applied_lsn:
-        behind = "" if found.lag_bytes is None else f", {human_bytes(found.lag_bytes)} of WAL behind the source"
+        behind = (
+            "" if found.lag_bytes is None else f", {human_bytes(found.lag_bytes)} of WAL behind the source"
+        )
         lines.append(f"  applied  up to {found.applied_lsn}{behind}")
     if found.source.slot_retained_wal_bytes is not None:
-        lines.append(f"  slot     the source keeps {human_bytes(found.source.slot_retained_wal_bytes)} of WAL for this link")
+        lines.append(
+            f"  slot     the source keeps {human_bytes(found.source.slot_retained_wal_bytes)} of WAL for this link"
+        )
     if found.last_verified.at:
-        lines.append(f"  verified {found.last_verified.verdict} at {found.last_verified.at:%Y-%m-%d %H:%M:%S} UTC")
+        lines.append(
+            f"  verified {found.last_verified.verdict} at {found.last_verified.at:%Y-%m-%d %H:%M:%S} UTC"
+        )
     else:
         lines.append("  verified never; pglockstep check does it")
     return lines

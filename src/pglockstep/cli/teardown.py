@@ -30,10 +30,15 @@ def command(links: tuple[str, ...], yes: bool, **common: Any) -> int:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageProblem(
-                f"teardown of {', '.join(names)} asks first, and there is no terminal to ask on", hint="add --yes"
+                f"teardown of {', '.join(names)} asks first, and there is no terminal to ask on",
+                hint="add --yes",
             )
-        click.confirm(f"Remove everything of pglockstep from both ends of {', '.join(names)}?", abort=True, err=True)
-    return for_each(settings, links, _teardown, msgspec_document, _sentences, lambda _: EXIT_OK, as_json=False)
+        click.confirm(
+            f"Remove everything of pglockstep from both ends of {', '.join(names)}?", abort=True, err=True
+        )
+    return for_each(
+        settings, links, _teardown, msgspec_document, _sentences, lambda _: EXIT_OK, as_json=False
+    )
 
 
 async def _teardown(link: Link) -> Removed:
@@ -48,5 +53,7 @@ def msgspec_document(removed: Removed) -> dict[str, object]:
 def _sentences(removed: Removed) -> list[str]:
     if removed.slot is None:
         return [f"{removed.name}: there was nothing of ours to remove"]
-    back = f", {removed.identities_set_back} replica identities set back" if removed.identities_set_back else ""
+    back = (
+        f", {removed.identities_set_back} replica identities set back" if removed.identities_set_back else ""
+    )
     return [f"{removed.name}: removed slot and publication {removed.slot} and schema pglockstep{back}"]

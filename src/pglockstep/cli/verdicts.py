@@ -36,7 +36,9 @@ def sentences(check: LinkCheck) -> list[str]:
         if table.verdict == "inconclusive":
             lines.append(f"table {name} kept changing while it was compared")
         elif table.source_rows is None or table.target_rows is None:
-            lines.append(f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}")
+            lines.append(
+                f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}"
+            )
         else:
             lines.append(
                 f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, {table.changed} changed"

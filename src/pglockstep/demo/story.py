@@ -74,7 +74,9 @@ class Story:
             self._ends = [source.conninfo("shop"), target.conninfo("dashboard")]
             with psycopg.connect(self._ends[0], autocommit=True) as conn:
                 conn.execute(_SHOP)
-            self._say(f"Up after {time.monotonic() - began:.1f} s. The source holds a shop, the target is empty.")
+            self._say(
+                f"Up after {time.monotonic() - began:.1f} s. The source holds a shop, the target is empty."
+            )
             began = time.monotonic()
             self._chapters()
             self._say(f"That was the story, in {time.monotonic() - began:.1f} s. Both servers are gone now.")
@@ -82,7 +84,9 @@ class Story:
     def _chapters(self) -> None:
         self._heading("pglockstep once", "copies everything and proves it")
         report = self._json("once")
-        self._say(f"  copied {report['copied_rows']} rows of {len(report['tables'])} tables; verdict: {report['verdict']}")
+        self._say(
+            f"  copied {report['copied_rows']} rows of {len(report['tables'])} tables; verdict: {report['verdict']}"
+        )
 
         self._heading("pglockstep run", "the daemon follows, while customers buy")
         with self._daemon() as daemon, self._customers():
@@ -104,9 +108,13 @@ class Story:
         with self._daemon():
             report = self._json("check")
         rows = sum(table["source_rows"] for table in report["tables"])
-        self._say(f"  verdict: {report['verdict']}: {len(report['tables'])} tables, {rows} rows, in {report['seconds']} s")
+        self._say(
+            f"  verdict: {report['verdict']}: {len(report['tables'])} tables, {rows} rows, in {report['seconds']} s"
+        )
         if report["verdict"] != "identical":
-            raise LockstepError("the demo's databases are not identical", hint="please report this with the output above")
+            raise LockstepError(
+                "the demo's databases are not identical", hint="please report this with the output above"
+            )
 
         self._heading("pglockstep teardown", "and nothing of it remains on either end")
         self._run("teardown", "--yes")
@@ -134,7 +142,8 @@ class Story:
                         bought += 1
                         with conn.transaction():
                             conn.execute(
-                                'INSERT INTO "Order" (customer, total) VALUES (1 + %s %% 2000, %s)', [bought, bought % 90]
+                                'INSERT INTO "Order" (customer, total) VALUES (1 + %s %% 2000, %s)',
+                                [bought, bought % 90],
                             )
                             conn.execute("UPDATE \"Order\" SET state = 'sent' WHERE id = %s", [bought])
                             conn.execute("INSERT INTO visit VALUES (now(), '/order')")
@@ -166,7 +175,9 @@ class Story:
             committed = time.perf_counter()
             while target.execute("SELECT FROM customer WHERE name = %s", [name]).rowcount != 1:
                 if time.perf_counter() - committed > 10:
-                    raise LockstepError("an insert did not reach the target", hint="please report this with the output above")
+                    raise LockstepError(
+                        "an insert did not reach the target", hint="please report this with the output above"
+                    )
             return time.perf_counter() - committed
 
     @contextmanager
@@ -178,7 +189,9 @@ class Story:
         try:
             while self._json("status")["state"] != "streaming" or not self._json("status")["daemon_alive"]:
                 if daemon.poll() is not None:
-                    raise LockstepError("the daemon ended: " + Path(self._state, "run.log").read_text()[-400:])
+                    raise LockstepError(
+                        "the daemon ended: " + Path(self._state, "run.log").read_text()[-400:]
+                    )
             yield daemon
         finally:
             if daemon.poll() is None:
@@ -192,7 +205,12 @@ class Story:
 
     def _run(self, command: str, *arguments: str) -> str:
         done = subprocess.run(
-            self._command(command, *arguments), env=self._environment(), capture_output=True, text=True, check=False, timeout=60
+            self._command(command, *arguments),
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         if done.returncode != 0:
             raise LockstepError(f"pglockstep {command} ended with {done.returncode}: {done.stderr}")
@@ -202,6 +220,12 @@ class Story:
         return [sys.executable, "-m", "pglockstep", *arguments]
 
     def _environment(self) -> dict[str, str]:
-        ours = {key: value for key, value in self._environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))}
+        ours = {
+            key: value for key, value in self._environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))
+        }
         source, target = self._ends
-        return ours | {"PGLOCKSTEP_SOURCE": source, "PGLOCKSTEP_TARGET": target, "PGLOCKSTEP_STATE_DIR": self._state}
+        return ours | {
+            "PGLOCKSTEP_SOURCE": source,
+            "PGLOCKSTEP_TARGET": target,
+            "PGLOCKSTEP_STATE_DIR": self._state,
+        }

@@ -302,7 +302,11 @@ class Link:
 
     async def _warn_of_unpublished(self, ends: Ends, record: LinkRecord) -> None:
         with translate(ends.source):
-            tables = [table for table in await catalog.tables(ends.source_conn) if self._selection.carries(*table.name)]
+            tables = [
+                table
+                for table in await catalog.tables(ends.source_conn)
+                if self._selection.carries(*table.name)
+            ]
         published = await published_tables(ends.source_conn, ends.source, record.publication)
         if silent := [str(table.name) for table in tables if table.name not in published]:
             log.warning(
@@ -323,7 +327,9 @@ class Link:
         status, pipeline, applier = self._status, running.pipeline, running.applier
         rows = applier.changes.total()
         elapsed = time.monotonic() - self._noted_at
-        status.rows_per_second = round((rows - self._noted_rows) / elapsed, 1) if rows >= self._noted_rows and elapsed > 0 else 0.0
+        status.rows_per_second = (
+            round((rows - self._noted_rows) / elapsed, 1) if rows >= self._noted_rows and elapsed > 0 else 0.0
+        )
         self._noted_rows, self._noted_at = rows, time.monotonic()
         status.received_lsn = str(pipeline.received)
         status.applied_lsn = str(pipeline.applied)

@@ -151,7 +151,11 @@ class Pipeline:
     async def _tell(self, *, reply: bool = False) -> None:
         await self._stream.send(
             status_update(
-                written=self.received, flushed=self._confirmed, applied=self._confirmed, now=time.time(), reply=reply
+                written=self.received,
+                flushed=self._confirmed,
+                applied=self._confirmed,
+                now=time.time(),
+                reply=reply,
             )
         )
 

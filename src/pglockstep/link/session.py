@@ -127,5 +127,3 @@ async def act_as_replica(ends: Ends) -> None:
         await ends.target_conn.execute("SET synchronous_commit = off")
         if allowed:
             await ends.target_conn.execute("SET session_replication_role = replica")
-
-

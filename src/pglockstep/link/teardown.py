@@ -26,7 +26,8 @@ async def teardown(link: LinkConfig, state: StateDirectory) -> Removed:
     key = fingerprint(link.source, link.target)
     if (pid := state.daemon_pid(key)) is not None:
         raise LinkHeld(
-            f"a daemon (pid {pid}) is running link {link.name!r}", hint=f"stop it first: kill {pid}, then teardown again"
+            f"a daemon (pid {pid}) is running link {link.name!r}",
+            hint=f"stop it first: kill {pid}, then teardown again",
         )
     async with session.opened(link, "teardown") as ends:
         if not await session.take_lock(ends):

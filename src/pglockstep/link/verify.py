@@ -119,7 +119,9 @@ async def _compare(
         return TableResult(*source.name, verdict, before.rows, now.rows, none, none, none)
     with translate(ends.source):
         found = await count_differences(ends.source_conn, ends.target_conn, source, target, pair.columns)
-    return TableResult(*source.name, "different", before.rows, now.rows, found.missing, found.extra, found.changed)
+    return TableResult(
+        *source.name, "different", before.rows, now.rows, found.missing, found.extra, found.changed
+    )
 
 
 async def _settle(
@@ -151,12 +153,16 @@ async def _both(ends: Ends, pair: _Pair) -> tuple[Fingerprint, Fingerprint]:
     return there.result(), here.result()
 
 
-async def _read(ends: Ends, conn: AsyncConnection[TupleRow], table: Table, columns: Sequence[str]) -> Fingerprint:
+async def _read(
+    ends: Ends, conn: AsyncConnection[TupleRow], table: Table, columns: Sequence[str]
+) -> Fingerprint:
     with translate(ends.source if conn is ends.source_conn else ends.target):
         return await fingerprint(conn, table, columns)
 
 
-async def _sequences_behind(ends: Ends, advance: Callable[[], Awaitable[None]] | None) -> list[SequenceBehind]:
+async def _sequences_behind(
+    ends: Ends, advance: Callable[[], Awaitable[None]] | None
+) -> list[SequenceBehind]:
     """The target's sequences that are behind where the source's stood; a barrier carries them."""
     with translate(ends.source):
         there = await sequences.read(ends.source_conn)

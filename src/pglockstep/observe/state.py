@@ -67,7 +67,9 @@ class StateDirectory:
             )
         if found == 0:
             conn.execute("PRAGMA journal_mode = WAL")
-            conn.execute("CREATE TABLE IF NOT EXISTS link (key TEXT PRIMARY KEY, name TEXT NOT NULL, status BLOB NOT NULL)")
+            conn.execute(
+                "CREATE TABLE IF NOT EXISTS link (key TEXT PRIMARY KEY, name TEXT NOT NULL, status BLOB NOT NULL)"
+            )
             conn.execute(f"PRAGMA user_version = {_FORMAT}")
         # losing the last second of it is harmless
         conn.execute("PRAGMA synchronous = OFF")

@@ -203,14 +203,20 @@ def translate(end: End) -> Iterator[None]:
 def translated(end: End, error: psycopg.Error) -> EndError:
     """The error of ours for an error of psycopg's on one end."""
     said = one_line(str(error)) or type(error).__name__
-    kinds = (SourceUnreachable, SourceBusy, SourceError) if end.side == "source" else (TargetUnreachable, TargetBusy, TargetError)
+    kinds = (
+        (SourceUnreachable, SourceBusy, SourceError)
+        if end.side == "source"
+        else (TargetUnreachable, TargetBusy, TargetError)
+    )
     if is_gone(error):
         return kinds[0](
             f"the {end.side} went away: {said}",
             hint=f"is {describe(end.conninfo)} running? nothing is lost; the link goes on where it stopped",
         )
     if isinstance(error, _PASSING_STATES):
-        return kinds[1](f"the {end.side} cannot go on right now: {said}", hint=f"see pg_stat_activity on the {end.side}")
+        return kinds[1](
+            f"the {end.side} cannot go on right now: {said}", hint=f"see pg_stat_activity on the {end.side}"
+        )
     return kinds[2](f"the {end.side} refused: {said}", hint=_hint_of(error, end))
 
 

@@ -54,7 +54,9 @@ class SchemaArchive:
 
     async def section(self, name: str, *, target_major: int) -> bytes:
         """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`."""
-        text = await self._run("pg_restore", [f"--section={name}", "--no-owner", "--no-acl", "--file=-", str(self._archive)])
+        text = await self._run(
+            "pg_restore", [f"--section={name}", "--no-owner", "--no-acl", "--file=-", str(self._archive)]
+        )
         return plain_sql(text, target_major)
 
     async def grants(self, *, target_major: int) -> list[bytes]:
@@ -76,7 +78,9 @@ class SchemaArchive:
             file.write(f"*:*:*:*:{escaped}\n")
         return path
 
-    async def _run(self, program: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> bytes:
+    async def _run(
+        self, program: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> bytes:
         process = await asyncio.create_subprocess_exec(
             self._clients.program(program),
             *arguments,
@@ -93,7 +97,9 @@ class SchemaArchive:
                     process.kill()
                 await process.wait()
         if process.returncode != 0:
-            said = one_line(complaints.decode(errors="replace")) or f"it ended with status {process.returncode}"
+            said = (
+                one_line(complaints.decode(errors="replace")) or f"it ended with status {process.returncode}"
+            )
             raise SourceError(
                 f"{program} {self._clients.version} could not read the source's schema: {said[:600]}",
                 hint="nothing was changed on the target; correct what it says and try again",
@@ -101,7 +107,9 @@ class SchemaArchive:
         return output
 
 
-_IS_GRANT = re.compile(rb"(GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|SET SESSION AUTHORIZATION|RESET SESSION AUTHORIZATION)\b")
+_IS_GRANT = re.compile(
+    rb"(GRANT|REVOKE|ALTER DEFAULT PRIVILEGES|SET SESSION AUTHORIZATION|RESET SESSION AUTHORIZATION)\b"
+)
 
 
 def plain_sql(text: bytes, target_major: int) -> bytes:

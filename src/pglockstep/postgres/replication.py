@@ -51,7 +51,9 @@ class ReplicationConnection:
         Waits for every transaction that is open on the source right now, prepared ones too; cancelling leaves
         no slot behind.
         """
-        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT").format(sql.Identifier(name))
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT").format(
+            sql.Identifier(name)
+        )
         with translate(self._end):
             result = await self._run(command.as_bytes())
         lsn, snapshot = result.get_value(0, 1), result.get_value(0, 2)
@@ -62,13 +64,15 @@ class ReplicationConnection:
     async def start(self, slot: str, publication: str, lsn: Lsn) -> None:
         """Start streaming: every transaction whose commit record starts at `lsn` or later."""
         names = sql.Literal(sql.Identifier(publication).as_string())
-        command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')").format(
-            sql.Identifier(slot), sql.SQL(str(lsn)), names
-        )
+        command = sql.SQL(
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')"
+        ).format(sql.Identifier(slot), sql.SQL(str(lsn)), names)
         with translate(self._end):
             result = await self._run(command.as_bytes())
         if result.status != pq.ExecStatus.COPY_BOTH:
-            raise SourceUnreachable(f"the source did not start streaming from slot {slot}", hint="see the source's log")
+            raise SourceUnreachable(
+                f"the source did not start streaming from slot {slot}", hint="see the source's log"
+            )
 
     async def _run(self, command: bytes) -> pq.abc.PGresult:
         self._pgconn.send_query(command)
@@ -115,7 +119,9 @@ class ReplicationConnection:
             result = self._pgconn.get_result()
             if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
                 raise psycopg.errors.error_from_result(result)
-        raise SourceUnreachable("the source ended the stream", hint="is it shutting down? the link reconnects by itself")
+        raise SourceUnreachable(
+            "the source ended the stream", hint="is it shutting down? the link reconnects by itself"
+        )
 
     async def send(self, frame: bytes) -> None:
         """Send one frame, such as a status update."""
@@ -134,7 +140,9 @@ class ReplicationConnection:
             if not turn.done():
                 turn.set_result(None)
 
-        add, remove = (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
+        add, remove = (
+            (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
+        )
         watch: Callable[..., object] = add
         watch(socket, wake)
         try:

@@ -30,7 +30,9 @@ class SequenceState(msgspec.Struct, frozen=True):
         return self.last_value + self.increment if self.is_called else self.last_value
 
 
-async def read(conn: AsyncConnection[Any], names: Collection[QualifiedName] | None = None) -> list[SequenceState]:
+async def read(
+    conn: AsyncConnection[Any], names: Collection[QualifiedName] | None = None
+) -> list[SequenceState]:
     """Where every sequence of a user's stands, or those in `names`; sorted by schema, then name.
 
     Not from ``pg_sequences``: it hides the value of a sequence that was set but not called. Raises psycopg's
@@ -51,7 +53,9 @@ async def read(conn: AsyncConnection[Any], names: Collection[QualifiedName] | No
         )
         cursor = await conn.execute(query, prepare=False)
         states = {index: (last_value, is_called) async for index, last_value, is_called in cursor}
-        found += [SequenceState(*name, *states[index], increment) for index, (name, increment) in enumerate(part)]
+        found += [
+            SequenceState(*name, *states[index], increment) for index, (name, increment) in enumerate(part)
+        ]
     return found
 
 

@@ -138,7 +138,9 @@ async def complete_copy(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
     )
     if cursor.rowcount != 1:
         raise TargetLacks("another process took over the copy of this link", hint="leave it to that one")
-    await conn.execute("INSERT INTO pglockstep.progress (link, lsn) VALUES ($1, $2::pg_lsn)", [link, str(lsn)])
+    await conn.execute(
+        "INSERT INTO pglockstep.progress (link, lsn) VALUES ($1, $2::pg_lsn)", [link, str(lsn)]
+    )
 
 
 async def forget(conn: AsyncConnection) -> None:

@@ -39,6 +39,10 @@ class Binary(bytes):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Binary) and bytes.__eq__(self, other)
 
+    def __ne__(self, other: object) -> bool:
+        # bytes brings one of its own, which a comparison for inequality would find first
+        return not self == other
+
     __hash__ = bytes.__hash__
 
 
