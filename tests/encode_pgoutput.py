@@ -120,7 +120,9 @@ by_kind: dict[str, st.SearchStrategy[Message]] = {
     "B": st.builds(Begin, lsns, times, u32),
     "C": st.builds(Commit, lsns, lsns, times),
     "O": st.builds(Origin, lsns, names),
-    "R": st.builds(Relation, u32, names, names, st.sampled_from("dnfi"), st.lists(columns, max_size=8).map(tuple)),
+    "R": st.builds(
+        Relation, u32, names, names, st.sampled_from("dnfi"), st.lists(columns, max_size=8).map(tuple)
+    ),
     "Y": st.builds(TypeName, u32, names, names),
     "I": st.builds(Insert, u32, rows),
     "U": st.builds(Update, u32, rows) | st.builds(Update, u32, rows, rows, st.booleans()),

@@ -46,7 +46,9 @@ def test_a_keepalive_has_a_fixed_length(rest: bytes) -> None:
         parse(pack("!cQqB", b"k", 1, 2, 0) + rest)
 
 
-@given(st.binary(max_size=60) | st.builds(bytes.__add__, st.sampled_from([b"w", b"k"]), st.binary(max_size=60)))
+@given(
+    st.binary(max_size=60) | st.builds(bytes.__add__, st.sampled_from([b"w", b"k"]), st.binary(max_size=60))
+)
 def test_random_bytes_raise_nothing_else(data: bytes) -> None:
     """Any bytes are a frame or a violation of the protocol."""
     with contextlib.suppress(ProtocolViolation):

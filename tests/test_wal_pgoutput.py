@@ -125,7 +125,10 @@ def test_every_byte_too_many_is_refused(message: Message, rest: bytes) -> None:
         decode(encode(message) + rest)
 
 
-@given(st.binary(max_size=200) | st.builds(bytes.__add__, st.sampled_from([k.encode() for k in by_kind]), st.binary()))
+@given(
+    st.binary(max_size=200)
+    | st.builds(bytes.__add__, st.sampled_from([k.encode() for k in by_kind]), st.binary())
+)
 def test_random_bytes_raise_nothing_else(data: bytes) -> None:
     """Any bytes are a message or a violation of the protocol, those that begin like a message too."""
     with contextlib.suppress(ProtocolViolation):

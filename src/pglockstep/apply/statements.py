@@ -193,24 +193,27 @@ class TableWriter:
 
     def _condition(self, old: Sequence[tuple[int, bytes | None]], position: int) -> sql.Composable:
         """The WHERE clause for an old row whose values start at parameter `position`."""
-        terms: list[sql.Composable] = []
+        cheap: list[sql.Composable] = []
+        exact: list[sql.Composable] = []
         for index, value in old:
             column = self._columns[index]
             name = sql.Identifier(column.name)
             if value is None:
                 # not "IS NULL", which a composite of nothing but NULLs fulfils as well
-                terms.append(sql.SQL("{}::text IS NULL").format(name))
+                exact.append(sql.SQL("{}::text IS NULL").format(name))
                 continue
-            if self._key:
-                terms.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
-            else:
-                if column.equality:
-                    terms.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
-                terms.append(
-                    sql.SQL('{}::text COLLATE "C" = {}::text COLLATE "C"').format(name, _cast(_placeholder(position), column))
+            if self._key or column.equality:
+                cheap.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
+            if not self._key:
+                # the sub-select is evaluated once, not for each row
+                exact.append(
+                    sql.SQL('{}::text COLLATE "C" = (SELECT {}::text COLLATE "C")').format(
+                        name, _cast(_placeholder(position), column)
+                    )
                 )
             position += 1
-        clause = sql.SQL(" AND ").join(terms) if terms else sql.SQL("true")
+        # where no index helps, the cheap comparisons rule out most rows before a text is made of anything
+        clause = sql.SQL(" AND ").join([*cheap, *exact] or [sql.SQL("true")])
         if self._key:
             return clause
         return sql.SQL("ctid = (SELECT ctid FROM ONLY {} WHERE {} LIMIT 1)").format(self._name, clause)

@@ -7,6 +7,7 @@ next can take it back. The link's lock is held by the caller throughout.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import tempfile
@@ -20,7 +21,7 @@ from pglockstep.copy import restore
 from pglockstep.copy import source as ours
 from pglockstep.copy.rows import copy_large_objects, copy_table
 from pglockstep.copy.selection import Selection
-from pglockstep.errors import LockstepError, SourceError, SourceLacks, TargetLacks, TargetNotEmpty
+from pglockstep.errors import LockstepError, SourceError, SourceLacks, TargetBusy, TargetLacks, TargetNotEmpty
 from pglockstep.postgres import catalog, privileges, sequences
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, translate
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 #: How often the set of tables may change under our hands while slot and publication are made.
 _ATTEMPTS = 5
+#: How the sessions of a copy are called in ``pg_stat_activity``.
+COPIER = "pglockstep copy "
 
 
 class Ends(msgspec.Struct, frozen=True):
@@ -73,6 +76,9 @@ async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> li
         every = await catalog.tables(ends.source_conn)
     tables = [table for table in every if selection.carries(*table.name)]
     privileges.demand_tables(ends.source_facts, tables)
+    if not selection.is_everything:
+        with translate(ends.source):
+            selection.demand_whole(await ours.references(ends.source_conn))
     keyless = ours.without_identity(tables)
     if keyless and without_key == "refuse":
         raise SourceLacks(
@@ -81,7 +87,7 @@ async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> li
             hint='add a primary key to each, leave them out with `exclude`, or set without_key = "full"',
         )
     if not await privileges.can_act_as_replica(ends.target_conn):
-        await _demand_quiet(ends)
+        await _demand_quiet(ends, selection)
     clients_for(ends.source_facts.major, os.environ)
     return tables
 
@@ -100,11 +106,12 @@ async def demand_empty(ends: Ends) -> None:
         )
 
 
-async def _demand_quiet(ends: Ends) -> None:
+async def _demand_quiet(ends: Ends, selection: Selection) -> None:
     """Without the replica role, triggers and foreign keys of the target would fire for rows that come from the source."""
     with translate(ends.source):
         cursor = await ends.source_conn.execute(catalog.statement("firing"))
-        firing = [str(QualifiedName(schema, name)) async for schema, name in cursor]
+        every = [QualifiedName(schema, name) async for schema, name in cursor]
+    firing = [str(name) for name in every if selection.carries(*name)]
     if firing:
         role = ends.target_facts.role
         raise TargetLacks(
@@ -120,7 +127,7 @@ async def copy(ends: Ends, link: str, selection: Selection, without_key: str) ->
     with translate(ends.target):
         record = await progress.create(ends.target_conn, link, ends.source_facts.identity)
     try:
-        return await _copy(ends, record, selection)
+        result = await _copy(ends, record, selection)
     except BaseException:
         try:
             await undo(ends, record)
@@ -131,10 +138,22 @@ async def copy(ends: Ends, link: str, selection: Selection, without_key: str) ->
                 extra={"action": "copy.undo", "link": link},
             )
         raise
+    await _analyze(ends)
+    return result
 
 
 async def undo(ends: Ends, record: LinkRecord) -> None:
-    """Take back what an unfinished copy, or a link that is torn down, left on the source, then on the target."""
+    """Take back what an unfinished copy, or a link that is torn down, left on the source, then on the target.
+
+    A copy that was complete after all is left as it is, and said to be so: its last statement can outlive the
+    process that sent it.
+    """
+    if record.phase == "copying":
+        await _end_copier(ends)
+        with translate(ends.target):
+            now = await progress.read(ends.target_conn)
+        if now is not None and now.phase != "copying":
+            raise TargetBusy("the copy has just been completed", hint="the same command goes on from there")
     with translate(ends.target):
         changed = await progress.identities(ends.target_conn)
     await ours.drop_slot(ends.source_conn, ends.source, record.slot)
@@ -144,12 +163,47 @@ async def undo(ends: Ends, record: LinkRecord) -> None:
         await progress.forget(ends.target_conn)
 
 
+async def _end_copier(ends: Ends) -> None:
+    """End the session with which a killed process was copying; the lock is ours, so nobody copies any more."""
+    with translate(ends.target):
+        for _ in range(100):
+            cursor = await ends.target_conn.execute(
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
+                "WHERE datname = pg_catalog.current_database() AND usename = current_user "
+                "AND pg_catalog.starts_with(application_name, $1)",
+                [COPIER],
+            )
+            if not await cursor.fetchall():
+                return
+            await asyncio.sleep(0.1)
+    raise TargetBusy(
+        "the session of a copy that was killed does not end on the target",
+        hint=f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE '{COPIER}%' tells which; it is tried again",
+    )
+
+
+async def _analyze(ends: Ends) -> None:
+    """Let the target's planner know what it holds now; the copy is good without it."""
+    try:
+        with translate(ends.target):
+            await ends.target_conn.execute("ANALYZE")
+    except LockstepError as error:
+        log.warning(
+            "the target was not analysed: %s",
+            error,
+            extra={"action": "copy.analyze", "link": ends.target.link},
+        )
+
+
 async def _copy(ends: Ends, record: LinkRecord, selection: Selection) -> CopyResult:
     stream = await ReplicationConnection.open(ends.source)
     try:
         snapshot, tables = await _prepare_source(ends, record, selection, stream)
         log.info(
-            "copying %d tables as of %s", len(tables), snapshot.lsn, extra={"action": "copy.start", "link": ends.source.link}
+            "copying %d tables as of %s",
+            len(tables),
+            snapshot.lsn,
+            extra={"action": "copy.start", "link": ends.source.link},
         )
         with tempfile.TemporaryDirectory(prefix="pglockstep-") as scratch:
             archive = SchemaArchive(clients_for(ends.source_facts.major, os.environ), Path(scratch))
@@ -168,13 +222,16 @@ async def _prepare_source(
         keyless = ours.without_identity(tables)
         with translate(ends.target):
             await progress.remember_identities(
-                ends.target_conn, record.id, [ChangedIdentity(table.name, table.replica_identity) for table in keyless]
+                ends.target_conn,
+                record.id,
+                [ChangedIdentity(table.name, table.replica_identity) for table in keyless],
             )
         await ours.set_full_identity(conn, end, keyless)
         await ours.create_publication(conn, end, record.publication, tables)
         slot = await ours.create_slot(stream, conn, end, record.slot)
         seen = await _tables(conn, end, selection, slot.snapshot)
-        if [(table.oid, table.name) for table in seen] == [(table.oid, table.name) for table in tables]:
+        same = [(table.oid, table.name) for table in seen] == [(table.oid, table.name) for table in tables]
+        if same and not ours.without_identity(seen):
             return slot, seen
         await ours.drop_slot(conn, end, record.slot)
         await ours.drop_publication(conn, end, record.publication)
@@ -184,7 +241,9 @@ async def _prepare_source(
     )
 
 
-async def _tables(conn: AsyncConnection, end: End, selection: Selection, snapshot: str | None = None) -> list[Table]:
+async def _tables(
+    conn: AsyncConnection, end: End, selection: Selection, snapshot: str | None = None
+) -> list[Table]:
     with translate(end):
         async with conn.transaction():
             if snapshot:
@@ -220,7 +279,9 @@ async def _transfer(
             if await privileges.can_act_as_replica(target):
                 # event triggers of the user's, made half way, must not fire for what follows
                 await target.execute("SET LOCAL session_replication_role = replica")
-            await restore.run_script(target, ends.target, await archive.section("pre-data", target_major=major), what="schema")
+            await restore.run_script(
+                target, ends.target, await archive.section("pre-data", target_major=major), what="schema"
+            )
             rows = 0
             for table in tables:
                 rows += await copy_table(source, target, ends.both, table)
@@ -235,9 +296,10 @@ async def _transfer(
             await restore.give_to_owners(target, ends.target, wanted)
             await restore.grant(target, ends.target, await archive.grants(target_major=major))
             with translate(ends.target):
+                changed = await progress.identities(target)
+            await restore.set_identities(target, ends.target, changed)
+            with translate(ends.target):
                 await progress.complete_copy(target, record.id, snapshot.lsn)
-        with translate(ends.target):
-            await target.execute("ANALYZE")
     finally:
         await source.close()
         await target.close()

@@ -10,8 +10,9 @@ import psycopg
 from psycopg import AsyncConnection, sql
 
 from pglockstep.errors import TargetError, one_line
-from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.connect import End, is_gone, translate
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.progress.target import ChangedIdentity
 
 log = logging.getLogger(__name__)
 
@@ -23,18 +24,28 @@ async def run_script(conn: AsyncConnection, end: End, script: bytes, *, what: st
         # the script sets its own; ours must hold for what follows
         await conn.execute(
             "SET check_function_bodies = off; SET search_path = ''; SET row_security = off; "
-            "SET client_min_messages = warning"
+            "SET client_min_messages = warning; SET standard_conforming_strings = on"
         )
     except psycopg.errors.FeatureNotSupported as error:
-        raise _refused(error, what, "install what it names on the target's server, or drop it on the source") from error
+        raise _refused(
+            error, what, "install what it names on the target's server, or drop it on the source"
+        ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise _refused(error, what, "let the target's role do that, or connect as a role that may") from error
     except psycopg.Error as error:
-        if error.sqlstate is None:
+        if is_gone(error) or error.sqlstate is None:
             with translate(end):
                 raise
+        if isinstance(error, psycopg.errors.UndefinedObject) and (
+            error.diag.message_primary or ""
+        ).startswith("role "):
+            raise _refused(
+                error, what, "CREATE ROLE it on the target's server (it need not log in), then try again"
+            ) from error
         raise _refused(
-            error, what, f"the target stays empty; make PostgreSQL on it able to hold this (link {end.link!r}), then try again"
+            error,
+            what,
+            f"the target stays empty; make PostgreSQL on it able to hold this (link {end.link!r}), then try again",
         ) from error
 
 
@@ -97,8 +108,25 @@ async def _where_possible(conn: AsyncConnection, end: End, statements: Iterable[
         )
 
 
-async def refresh_materialized_views(source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End]) -> None:
-    """Fill every materialised view that is filled on the source, in the order in which they were made."""
+async def set_identities(conn: AsyncConnection, end: End, before: Sequence[ChangedIdentity]) -> None:
+    """Give the target's tables the replica identity that the user's had before we changed it on the source."""
+    words = {"d": "DEFAULT", "n": "NOTHING"}
+    with translate(end):
+        for each in before:
+            # 'i' whose index is gone behaves as NOTHING and cannot be set again; a table may be gone by now
+            statement = sql.SQL("ALTER TABLE IF EXISTS ONLY {} REPLICA IDENTITY {}").format(
+                each.table.sql(), sql.SQL(words.get(each.before, "NOTHING"))
+            )
+            await conn.execute(statement)
+
+
+async def refresh_materialized_views(
+    source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End]
+) -> None:
+    """Fill every materialised view that is filled on the source, in the order in which they were made.
+
+    One that cannot be filled any more, because a view that it reads is empty now or its query fails, stays empty.
+    """
     statement = files("pglockstep.copy").joinpath("sql", "materialized_views.sql").read_bytes()
     with translate(ends[0]):
         cursor = await source.execute(statement, [False])
@@ -106,6 +134,22 @@ async def refresh_materialized_views(source: AsyncConnection, target: AsyncConne
     with translate(ends[1]):
         cursor = await target.execute(statement, [True])
         present = [QualifiedName(schema, name) async for schema, name in cursor]
-        for view in present:
-            if view in filled:
-                await target.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(view.sql()))
+    for view in present:
+        if view in filled:
+            await _refresh(target, ends[1], view)
+
+
+async def _refresh(conn: AsyncConnection, end: End, view: QualifiedName) -> None:
+    try:
+        async with conn.transaction():
+            await conn.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(view.sql()))
+    except psycopg.Error as error:
+        if is_gone(error) or error.sqlstate is None:
+            with translate(end):
+                raise
+        log.warning(
+            "materialised view %s stays empty on the target: %s",
+            view,
+            one_line(str(error)),
+            extra={"action": "copy.refresh", "link": end.link},
+        )

@@ -19,7 +19,9 @@ _CHUNK = 1 << 16
 _PIECE = 1 << 20
 
 
-async def copy_table(source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End], table: Table) -> int:
+async def copy_table(
+    source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End], table: Table
+) -> int:
     """Copy one table's own rows (not its children's); returns how many. Generated columns compute themselves."""
     columns: sql.Composable = sql.SQL("")
     if table.data_columns:
@@ -61,14 +63,16 @@ async def copy_large_objects(source: AsyncConnection, target: AsyncConnection, e
         while True:
             with translate(ends[0]):
                 cursor = await source.execute(
-                    "SELECT pg_catalog.lo_get($1::bigint::oid, $2::bigint, $3::integer)", [oid, offset, _PIECE]
+                    "SELECT pg_catalog.lo_get($1::bigint::oid, $2::bigint, $3::integer)",
+                    [oid, offset, _PIECE],
                 )
                 row = await cursor.fetchone()
             piece = row[0] if row else b""
             if piece:
                 with translate(ends[1]):
                     await target.execute(
-                        "SELECT pg_catalog.lo_put($1::bigint::oid, $2::bigint, $3::bytea)", [oid, offset, piece]
+                        "SELECT pg_catalog.lo_put($1::bigint::oid, $2::bigint, $3::bytea)",
+                        [oid, offset, piece],
                     )
             if len(piece) < _PIECE:
                 break

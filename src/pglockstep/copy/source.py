@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from importlib.resources import files
 
 import psycopg
 from psycopg import AsyncConnection, sql
 
+from pglockstep.copy.selection import Reference
 from pglockstep.errors import SourceBusy, SourceError, SourceLacks
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, translate
@@ -28,6 +30,15 @@ _SLOT_PATIENCE = 6
 def without_identity(tables: Sequence[Table]) -> list[Table]:
     """The tables whose updates could not say which row they changed."""
     return [table for table in tables if not table.unlogged and not table.has_replica_identity]
+
+
+async def references(conn: AsyncConnection) -> list[Reference]:
+    """What on the source cannot be made without which relation. Raises psycopg's errors."""
+    cursor = await conn.execute(files("pglockstep.copy").joinpath("sql", "references.sql").read_bytes())
+    return [
+        Reference(kind, QualifiedName(schema, name), how, QualifiedName(other_schema, other))
+        async for kind, schema, name, how, other_schema, other in cursor
+    ]
 
 
 async def set_full_identity(conn: AsyncConnection, end: End, tables: Sequence[Table]) -> None:
@@ -69,7 +80,9 @@ async def _set_identity(conn: AsyncConnection, end: End, table: QualifiedName, i
 
 async def create_publication(conn: AsyncConnection, end: End, name: str, tables: Sequence[Table]) -> None:
     """Publish just these tables, partition leaves by themselves (a TRUNCATE of one leaf is silent through a root)."""
-    published = sql.SQL(", ").join(sql.SQL("ONLY {}").format(table.name.sql()) for table in tables if not table.unlogged)
+    published = sql.SQL(", ").join(
+        sql.SQL("ONLY {}").format(table.name.sql()) for table in tables if not table.unlogged
+    )
     what = sql.SQL(" FOR TABLE {}").format(published) if published.as_string() else sql.SQL("")
     with translate(end):
         await conn.execute(sql.SQL("CREATE PUBLICATION {}{}").format(sql.Identifier(name), what))

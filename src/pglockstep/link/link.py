@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
@@ -28,6 +30,8 @@ from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import end_sender, published_tables
 from pglockstep.errors import (
     ApplyRefused,
+    ConfigError,
+    EndError,
     LinkHeld,
     LockstepError,
     SourceError,
@@ -103,8 +107,13 @@ class Link:
             async def advance(record: LinkRecord) -> Lsn | None:
                 nonlocal transactions, changes
                 barrier = await session.emit_barrier(ends, record.id)
-                async with self._applying(ends, careful=False) as running:
-                    await running.pipeline.run(until=barrier)
+                try:
+                    running = await self._apply_until(ends, barrier, careful=False)
+                except EndError as error:
+                    if error.transient or not worth_another_try(error, tries=1):
+                        raise
+                    # again, so that the refusal names its statement
+                    running = await self._apply_until(ends, barrier, careful=True)
                 transactions += running.applier.transactions
                 changes += running.applier.changes.total()
                 return running.applier.progress
@@ -113,6 +122,11 @@ class Link:
             check = await self._verify(ends, advance)
             self._remember(ends, check)
             return OnceResult(check, copied.rows if copied else 0, transactions, changes, lsn)
+
+    async def _apply_until(self, ends: Ends, barrier: Lsn, *, careful: bool) -> Applying:
+        async with self._applying(ends, careful=careful) as running:
+            await running.pipeline.run(until=barrier)
+        return running
 
     async def _ready(self, ends: Ends) -> tuple[LinkRecord, CopyResult | None]:
         """The link's record with its first copy made; the lock is ours."""
@@ -175,6 +189,8 @@ class Link:
                 await stream.close()
         finally:
             await watch.close()
+            with suppress(psycopg.Error):
+                await ends.target_conn.rollback()
 
     # --- check --------------------------------------------------------------------------------------
 
@@ -363,12 +379,16 @@ class Link:
         self.state.save(self.key, self.config.name, status)
 
     def _save(self) -> None:
-        remembered = self.state.load(self.key)
-        if remembered is not None:
-            self._status.verified_at, self._status.verdict = remembered.verified_at, remembered.verdict
-            self._status.tables, self._status.rows = remembered.tables, remembered.rows
-        self._status.state = str(self._now)
-        self.state.save(self.key, self.config.name, self._status)
+        """Write down how the link stands; a state directory that cannot be written stops nothing."""
+        try:
+            remembered = self.state.load(self.key)
+            if remembered is not None:
+                self._status.verified_at, self._status.verdict = remembered.verified_at, remembered.verdict
+                self._status.tables, self._status.rows = remembered.tables, remembered.rows
+            self._status.state = str(self._now)
+            self.state.save(self.key, self.config.name, self._status)
+        except (OSError, sqlite3.Error, ConfigError) as error:
+            log.warning("the state directory cannot be written: %s", error, extra=self._extra("state.failed"))
 
     def _extra(self, action: str) -> dict[str, str]:
         return {"action": action, "link": self.config.name}

@@ -84,11 +84,12 @@ async def verify(
         await _compare(ends, source_tables.get(each), target_tables.get(each), advance)
         for each in sorted(source_tables.keys() | target_tables.keys())
     ]
-    late = await _sequences_behind(ends, advance)
+    late, settled = await _sequences_behind(ends, advance)
+    verdict = link_verdict(results, differences, late)
     lag_bytes, lag_seconds = await _lag(ends, advance is not None)
     return LinkCheck(
         name=name,
-        verdict=link_verdict(results, differences, late),
+        verdict=verdict if settled or verdict != "identical" else "inconclusive",
         lag_bytes=lag_bytes,
         lag_seconds=lag_seconds,
         tables=results,
@@ -162,17 +163,28 @@ async def _read(
 
 async def _sequences_behind(
     ends: Ends, advance: Callable[[], Awaitable[None]] | None
-) -> list[SequenceBehind]:
-    """The target's sequences that are behind where the source's stood; a barrier carries them."""
-    with translate(ends.source):
-        there = await sequences.read(ends.source_conn)
-    for attempt in (advance, None):
+) -> tuple[list[SequenceBehind], bool]:
+    """The target's sequences that are behind the source's, and whether that could be settled.
+
+    A barrier carries them; but one that a TRUNCATE … RESTART IDENTITY sets back meanwhile is neither here nor there.
+    """
+    late: list[SequenceBehind] = []
+    for _ in range(_ROUNDS):
+        with translate(ends.source):
+            before = await sequences.read(ends.source_conn)
+        if advance is not None:
+            await advance()
         with translate(ends.target):
-            late = behind(there, await sequences.read(ends.target_conn))
-        if not late or attempt is None:
-            break
-        await attempt()
-    return late
+            late = behind(before, await sequences.read(ends.target_conn))
+        if not late or advance is None:
+            return late, True
+        with translate(ends.source):
+            afterwards = {(each.schema, each.name): each for each in await sequences.read(ends.source_conn)}
+        stood_still = {(each.schema, each.name) for each in before if afterwards.get((each.schema, each.name)) == each}
+        late = [each for each in late if (each.schema, each.name) in stood_still]
+        if late:
+            return late, True
+    return [], False
 
 
 async def _lag(ends: Ends, advanced: bool) -> tuple[int | None, float | None]:

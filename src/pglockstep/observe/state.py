@@ -1,7 +1,7 @@
 """The state directory: who works on a link on this machine, and how each link stood when last heard of.
 
 Nothing here decides what is applied: that is the target's own progress. If this directory is lost, nothing
-else is. One SQLite file in WAL mode, safe to read while a daemon writes it.
+else is. One SQLite file, safe to read while a daemon writes it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class StateDirectory:
                 hint="use the newer version, or another --state-dir",
             )
         if found == 0:
-            conn.execute("PRAGMA journal_mode = WAL")
             conn.execute(
                 "CREATE TABLE IF NOT EXISTS link (key TEXT PRIMARY KEY, name TEXT NOT NULL, status BLOB NOT NULL)"
             )

@@ -112,21 +112,28 @@ _IS_GRANT = re.compile(
 )
 
 
+#: The script's own frame before its first object: nothing of the user's can be in it.
+_HEAD = re.compile(
+    rb"(?:--[^\n]*\n|\n|\\restrict [^\n]*\n|SET [^\n]*;\n|SELECT pg_catalog\.set_config\([^\n]*\);\n)*"
+)
+
+
 def plain_sql(text: bytes, target_major: int) -> bytes:
     """pg_restore's script without what only psql understands, or only a newer server than the target.
 
     `text` may hold any bytes inside function bodies: only the script's own frame is touched.
     """
-    restricted = re.search(rb"^\\restrict (\S+)\n", text, re.MULTILINE)
-    if restricted:
-        text = text.replace(restricted[0], b"", 1)
-        closing = b"\\unrestrict " + restricted[1]
-        position = text.rfind(closing)
-        text = text[:position] + text[position + len(closing) :]
+    found = _HEAD.match(text)
+    assert found is not None
+    head, body = found[0], text[found.end() :]
+    if restricted := re.search(rb"^\\restrict (\S+)\n", head, re.MULTILINE):
+        head = head.replace(restricted[0], b"", 1)
+        before, _, after = body.rpartition(b"\\unrestrict " + restricted[1])
+        body = before + after
     if target_major < 17:
-        text = text.replace(b"SET transaction_timeout = 0;\n", b"", 1)
+        head = head.replace(b"SET transaction_timeout = 0;\n", b"", 1)
     # our own session has its time-outs; the script's would outlive it on this connection
-    return text.replace(b"SET lock_timeout = 0;\n", b"", 1)
+    return head.replace(b"SET lock_timeout = 0;\n", b"", 1) + body
 
 
 def statements(script: bytes) -> list[bytes]:

@@ -33,6 +33,7 @@ SELECT
     CASE i.type
         WHEN 'composite type' THEN 'type'
         WHEN 'statistics object' THEN 'statistics'
+        WHEN 'foreign-data wrapper' THEN 'foreign data wrapper'
         ELSE i.type
     END AS kind,
     i.schema AS schema,
