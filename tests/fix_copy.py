@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
-from fix_servers import Cli, Connection, Pair, connect
 from psycopg import sql
 
+from fix_servers import Cli, Connection, Pair, connect
 from pglockstep.demo.servers import ThrowawayServer
 from pglockstep.postgres.installations import clients_for
 
@@ -77,6 +77,8 @@ def ours_on_source(conn: Connection) -> tuple[int, int]:
 def nothing_left(pair: Pair, before: dict[str, str]) -> None:
     """Nothing of ours on either end, the source's replica identities as `before`, nothing of the source on the target."""
     with connect(pair.source) as source, connect(pair.target) as target:
+        for conn in (source, target):
+            conn.execute("SET client_encoding = 'UTF8'")
         assert ours_on_source(source) == (0, 0)
         assert identities(source) == before
         held = target.execute(
@@ -99,7 +101,9 @@ def dumped(server: ThrowawayServer, conninfo: str) -> str:
 
 
 class MakeRole(Protocol):
-    def __call__(self, server: ThrowawayServer, name: str, options: str = "LOGIN PASSWORD 's3cr3t'") -> None: ...
+    def __call__(
+        self, server: ThrowawayServer, name: str, options: str = "LOGIN PASSWORD 's3cr3t'"
+    ) -> None: ...
 
 
 @pytest.fixture
@@ -109,15 +113,13 @@ def make_role() -> Iterator[MakeRole]:
 
     def make(server: ThrowawayServer, name: str, options: str = "LOGIN PASSWORD 's3cr3t'") -> None:
         with connect(server.conninfo()) as conn:
-            conn.execute(sql.SQL("CREATE ROLE {} {}").format(sql.Identifier(name), sql.SQL(options)))  # type: ignore[arg-type]
+            conn.execute(sql.SQL("CREATE ROLE {} {}").format(sql.Identifier(name), sql.SQL(options)))
         made.append((server, sql.Identifier(name)))
 
     yield make
     for server, name in made:
         with connect(server.conninfo()) as conn:
             if server.major >= 15:
-                conn.execute(
-                    sql.SQL("REVOKE SET ON PARAMETER session_replication_role FROM {}").format(name)
-                )
+                conn.execute(sql.SQL("REVOKE SET ON PARAMETER session_replication_role FROM {}").format(name))
             conn.execute(sql.SQL("DROP OWNED BY {}").format(name))
             conn.execute(sql.SQL("DROP ROLE {}").format(name))

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect
 from pglockstep.demo.servers import ThrowawayServer
 
 COMMANDS = ["once", "check", "run"]
@@ -30,11 +30,15 @@ def everything_of_ours(conninfo: str) -> list[tuple[object, ...]]:
         return [
             *conn.execute("SELECT 'slot', slot_name FROM pg_replication_slots").fetchall(),
             *conn.execute("SELECT 'publication', pubname FROM pg_publication").fetchall(),
-            *conn.execute("SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_' ORDER BY 1, 2").fetchall(),
+            *conn.execute(
+                "SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_' ORDER BY 1, 2"
+            ).fetchall(),
             *conn.execute(
                 "SELECT 'identity', relname, relreplident::text FROM pg_class WHERE relkind = 'r' AND oid >= 16384 ORDER BY 2"
             ).fetchall(),
-            *conn.execute("SELECT 'table', count(*) FROM pg_tables WHERE schemaname !~ '^(pg_|information)'").fetchall(),
+            *conn.execute(
+                "SELECT 'table', count(*) FROM pg_tables WHERE schemaname !~ '^(pg_|information)'"
+            ).fetchall(),
         ]
 
 
@@ -121,7 +125,9 @@ def test_a_wrong_password(filled: Pair, cli: Cli, login: tuple[str, str]) -> Non
     wrong = other(login[0], password="hunter2-wrong")
     with nothing_changes(filled.source, filled.target):
         for command in COMMANDS:
-            refused(cli, [command, *ends(wrong, filled.target)], 4, "source", "password", secret="hunter2-wrong")
+            refused(
+                cli, [command, *ends(wrong, filled.target)], 4, "source", "password", secret="hunter2-wrong"
+            )
         refused(cli, ["once", *ends(filled.source, wrong)], 5, "target", "password", secret="hunter2-wrong")
 
 
@@ -185,7 +191,9 @@ def test_a_target_that_is_not_empty(filled: Pair, cli: Cli, ddl: str) -> None:
 def test_functions_and_schemas_do_not_fill_a_target(filled: Pair, cli: Cli) -> None:
     """A target with no relation is empty, whatever else its owner has prepared there."""
     target = filled.on_target()
-    target.execute("CREATE SCHEMA prepared; CREATE FUNCTION prepared.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    target.execute(
+        "CREATE SCHEMA prepared; CREATE FUNCTION prepared.f() RETURNS int LANGUAGE sql AS 'SELECT 1'"
+    )
     assert cli("once", *ends(filled.source, filled.target)).returncode in (0, 1)
 
 
@@ -243,7 +251,9 @@ def test_a_slot_that_is_gone(filled: Pair, cli: Cli) -> None:
     assert cli("once", *ends(filled.source, filled.target)).returncode == 0
     source = filled.on_source()
     source.execute("INSERT INTO t VALUES (7)")
-    source.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name ~ '^pglockstep'")
+    source.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name ~ '^pglockstep'"
+    )
     refused(cli, ["once", *ends(filled.source, filled.target)], 4, "slot", "gone")
     assert filled.on_target().execute("SELECT count(*) FROM t").fetchone() == (0,)
 
@@ -261,7 +271,12 @@ def test_a_state_directory_that_cannot_be_written(filled: Pair, cli: Cli) -> Non
     """A state directory under a file: exit 3, with the way out."""
     (cli.directory / "file").write_text("")
     with nothing_changes(filled.source, filled.target):
-        refused(cli, ["once", "--state-dir", str(cli.directory / "file" / "x"), *ends(filled.source, filled.target)], 3, "state")
+        refused(
+            cli,
+            ["once", "--state-dir", str(cli.directory / "file" / "x"), *ends(filled.source, filled.target)],
+            3,
+            "state",
+        )
 
 
 def test_no_password_in_the_process_list(filled: Pair, cli: Cli) -> None:

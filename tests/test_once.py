@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+
 from fix_servers import Cli, Pair, on_all_pairs
 from fix_workload import SCHEMA, one_transaction
 
@@ -67,7 +68,9 @@ def test_check_compares_any_two_databases(pair: Pair, cli: Cli) -> None:
     pair.on_source().execute("INSERT INTO t VALUES (2, 'b')")
     assert run_json(cli, "check", pair, code=1)["tables"][0]["missing"] == 1
     for conn in (pair.on_source(), pair.on_target()):
-        assert conn.execute("SELECT count(*) FROM pg_namespace WHERE nspname = 'pglockstep'").fetchone() == (0,)
+        assert conn.execute("SELECT count(*) FROM pg_namespace WHERE nspname = 'pglockstep'").fetchone() == (
+            0,
+        )
 
 
 def test_a_refreshed_materialised_view_is_no_difference(pair: Pair, cli: Cli) -> None:
@@ -129,8 +132,8 @@ def test_several_links_in_one_file(pair: Pair, cli: Cli, servers: Any, make_data
     other = make_database(pair.target_server)
     config = cli.directory / "pglockstep.toml"
     config.write_text(
-        f'[links.a]\nsource = {json.dumps(pair.source)}\ntarget = {json.dumps(pair.target)}\n'
-        f'[links.b]\nsource = {json.dumps(pair.source)}\ntarget = {json.dumps(other)}\n'
+        f"[links.a]\nsource = {json.dumps(pair.source)}\ntarget = {json.dumps(pair.target)}\n"
+        f"[links.b]\nsource = {json.dumps(pair.source)}\ntarget = {json.dumps(other)}\n"
     )
     done = cli("once", "--json")
     assert done.returncode == 0, done.stderr

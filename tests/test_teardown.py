@@ -8,7 +8,6 @@ import subprocess
 
 from fix_servers import Cli, Pair, on_all_pairs
 from fix_workload import SCHEMA
-
 from pglockstep.postgres.installations import clients_for
 
 
@@ -52,7 +51,9 @@ def test_sets_back_only_what_is_still_ours(pair: Pair, cli: Cli) -> None:
     assert cli("once", *ends).returncode == 0
     source.execute("DROP TABLE a; ALTER TABLE b ADD PRIMARY KEY (v); ALTER TABLE b REPLICA IDENTITY DEFAULT")
     assert cli("teardown", "--yes", *ends).returncode == 0
-    rows = source.execute("SELECT relname, relreplident::text FROM pg_class WHERE relkind = 'r' AND oid >= 16384 ORDER BY 1")
+    rows = source.execute(
+        "SELECT relname, relreplident::text FROM pg_class WHERE relkind = 'r' AND oid >= 16384 ORDER BY 1"
+    )
     assert rows.fetchall() == [("b", "d"), ("c", "d")]
 
 

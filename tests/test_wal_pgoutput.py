@@ -33,7 +33,7 @@ from pglockstep.wal.pgoutput import decode
 @pytest.mark.parametrize("kind", by_kind)
 @given(data=st.data())
 def test_every_message_survives_the_wire(kind: str, data: st.DataObject) -> None:
-    """A message of each kind, with names and values of any content, decodes to itself and to its own class."""
+    """A message of each kind, with names and values of any content, decodes to itself."""
     message = data.draw(by_kind[kind])
     encoded = encode(message)
     assert encoded[:1] == kind.encode()
@@ -111,7 +111,7 @@ def test_options_of_truncate(cascade: bool, restart: bool) -> None:
 
 @given(messages)
 def test_every_truncation_is_refused(message: Message) -> None:
-    """A message cut short anywhere is a violation of the protocol, never a shorter message or another error."""
+    """A message cut short anywhere is a violation of the protocol, never anything else."""
     encoded = encode(message)
     for length in range(len(encoded)):
         with pytest.raises(ProtocolViolation):

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from pglockstep.errors import LockstepError, worst
+from pglockstep.link.keep import keep
 from pglockstep.link.link import Link
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ async def run(links: Sequence[Link], ended: Callable[[Link, LockstepError], None
 
     async def one(link: Link) -> int:
         try:
-            await link.run()
+            await keep(link)
         except LockstepError as error:
             ended(link, error)
             return error.exit_code

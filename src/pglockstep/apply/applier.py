@@ -87,7 +87,7 @@ class Applier:
         self._in_source_transaction = False
         self._skipping = False
         self._open = False
-        self._barrier = False
+        self._carry = False
         self._last_commit: Commit | None = None
         self._has_changes = False
         self._group_transactions = 0
@@ -140,8 +140,11 @@ class Applier:
                 if not self._skipping:
                     await self._add(self._statement(message))
             case LogicalMessage():
-                if message.prefix == BARRIER_PREFIX and message.content.decode(errors="replace") == self._link:
-                    self._barrier = True
+                if (
+                    message.prefix == BARRIER_PREFIX
+                    and message.content.decode(errors="replace") == self._link
+                ):
+                    self._carry = True
             case _:
                 pass
 
@@ -176,6 +179,8 @@ class Applier:
         try:
             if isinstance(change, Truncate):
                 names = [self._writers[each].table.name for each in change.relation_ids]
+                # the source's sequences may have moved on since: the target's must not stay behind their start
+                self._carry = self._carry or change.restart_identity
                 return truncate(names, restart_identity=change.restart_identity)
             writer = self._writers[change.relation_id]
         except KeyError:
@@ -202,7 +207,9 @@ class Applier:
         with translate(self._end):
             async with self._conn.pipeline():
                 await self._begin()
-                cursors = [await self._conn.execute(each.query, each.parameters, prepare=True) for each in statements]
+                cursors = [
+                    await self._conn.execute(each.query, each.parameters, prepare=True) for each in statements
+                ]
         for statement, cursor in zip(statements, cursors, strict=True):
             _demand_one_row(statement, cursor.rowcount)
 
@@ -231,9 +238,9 @@ class Applier:
     async def _commit(self, lsn: Lsn, commit: Commit | None) -> None:
         """Write `lsn` as progress and commit it with everything since the last commit."""
         await self._flush()
-        if self._barrier and self._at_barrier is not None:
+        if self._carry and self._at_barrier is not None:
             await self._at_barrier()
-        self._barrier = False
+        self._carry = False
         time = None if commit is None else datetime.fromtimestamp(unix_time(commit.commit_time), UTC)
         with translate(self._end):
             async with self._conn.pipeline():
@@ -253,7 +260,9 @@ class Applier:
                 position = await self._conn.execute("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
             row = await position.fetchone()
         if done.statusmessage != "COMMIT":
-            raise ApplyRefused("the target rolled a transaction back instead of committing it", hint="see the target's log")
+            raise ApplyRefused(
+                "the target rolled a transaction back instead of committing it", hint="see the target's log"
+            )
         self._open = False
         self.progress = lsn
         if row is not None:

@@ -24,6 +24,11 @@ from pglockstep.postgres.catalog import Column, Table
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
 from pglockstep.wal.messages import UNCHANGED, Delete, Insert, Relation, Row, Unchanged, Update, Value
 
+#: OIDs below belong to types that are built in.
+_FIRST_USER_OID = 16384
+#: How many statements of one table are kept for reuse.
+_SHAPES = 200
+
 
 class Statement(msgspec.Struct, frozen=True, gc=False):
     """One statement for the target. It must touch exactly one row if `one_row`."""
@@ -82,17 +87,28 @@ class TableWriter:
 
     def update(self, change: Update) -> Statement:
         """The UPDATE that repeats `change`, keeping what was not sent."""
-        old = self._identified_by(change.old if change.old is not None else change.new, full=not change.old_is_key and change.old is not None)
+        old = self._identified_by(
+            change.old if change.old is not None else change.new,
+            full=not change.old_is_key and change.old is not None,
+        )
         settable = tuple(
-            index for index, value in enumerate(change.new) if value is not UNCHANGED and index not in self._always
+            index
+            for index, value in enumerate(change.new)
+            if value is not UNCHANGED and index not in self._always
         )
         replaced = self._replaces(change)
         nulls = tuple(value is None for _, value in old)
-        shape = ("update", settable, replaced, nulls, tuple(v is UNCHANGED for v in change.new) if replaced else ())
+        shape = (
+            "update",
+            settable,
+            replaced,
+            nulls,
+            tuple(v is UNCHANGED for v in change.new) if replaced else (),
+        )
         query = self._updates.get(shape)
         if query is None:
             query = self._replace_query(change.new, old) if replaced else self._update_query(settable, old)
-            self._updates[shape] = query
+            self._remember(shape, query)
         new = change.new if replaced else tuple(change.new[index] for index in settable)
         values = tuple(value for value in new if not isinstance(value, Unchanged))
         key = tuple(value for _, value in old if value is not None)
@@ -104,10 +120,18 @@ class TableWriter:
         shape = ("delete", tuple(value is None for _, value in old))
         query = self._updates.get(shape)
         if query is None:
-            query = sql.SQL("DELETE FROM ONLY {} WHERE {}").format(self._name, self._condition(old, 1)).as_bytes()
-            self._updates[shape] = query
+            query = (
+                sql.SQL("DELETE FROM ONLY {} WHERE {}").format(self._name, self._condition(old, 1)).as_bytes()
+            )
+            self._remember(shape, query)
         values = tuple(value for _, value in old if value is not None)
         return Statement(query, values, "DELETE", self.table.name, self._shown_key(old))
+
+    def _remember(self, shape: tuple[object, ...], query: bytes) -> None:
+        # a wide table without a key has as many shapes as its rows have patterns of NULLs
+        if len(self._updates) >= _SHAPES:
+            self._updates.clear()
+        self._updates[shape] = query
 
     @property
     def _name(self) -> sql.Identifier:
@@ -119,11 +143,20 @@ class TableWriter:
             return sql.SQL("INSERT INTO {} DEFAULT VALUES").format(self._name).as_bytes()
         return (
             sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})")
-            .format(self._name, self._list(self._columns), sql.SQL(", ").join(map(_placeholder, range(1, len(self._columns) + 1))))
+            .format(
+                self._name,
+                self._list(self._columns),
+                sql.SQL(", ").join(map(_placeholder, range(1, len(self._columns) + 1))),
+            )
             .as_bytes()
         )
 
     def _update_query(self, settable: Sequence[int], old: Sequence[tuple[int, bytes | None]]) -> bytes:
+        if not settable:
+            # nothing but an unchanged identity was sent; the row has to be there all the same
+            return (
+                sql.SQL("SELECT FROM ONLY {} WHERE {}").format(self._name, self._condition(old, 1)).as_bytes()
+            )
         assignments = [
             sql.SQL("{} = {}").format(sql.Identifier(self._columns[index].name), _placeholder(position))
             for position, index in enumerate(settable, start=1)
@@ -142,7 +175,9 @@ class TableWriter:
             if value is UNCHANGED:
                 taken.append(sql.Identifier("gone", column.name))
             else:
-                taken.append(_cast(_placeholder(position), column))
+                # gives the parameter the column's type; a CAST would cut off silently what is too long for it
+                same_type = sql.SQL("CASE WHEN true THEN {} ELSE {} END")
+                taken.append(same_type.format(_placeholder(position), sql.Identifier("gone", column.name)))
                 position += 1
         return (
             sql.SQL(
@@ -202,9 +237,15 @@ class TableWriter:
                 # not "IS NULL", which a composite of nothing but NULLs fulfils as well
                 exact.append(sql.SQL("{}::text IS NULL").format(name))
                 continue
-            if self._key or column.equality:
-                cheap.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
-            if not self._key:
+            if self._key:
+                cheap.append(
+                    sql.SQL("{} {} {}").format(
+                        name, _equals(column), _compared(_placeholder(position), column)
+                    )
+                )
+            else:
+                if column.equality and _is_built_in(column) and not _names_object(column):
+                    cheap.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
                 # the sub-select is evaluated once, not for each row
                 exact.append(
                     sql.SQL('{}::text COLLATE "C" = (SELECT {}::text COLLATE "C")').format(
@@ -248,6 +289,22 @@ def _placeholder(position: int) -> sql.Composable:
 
 def _equals(column: Column) -> sql.Composable:
     return sql.SQL(column.equality or "OPERATOR(pg_catalog.=)")
+
+
+def _compared(value: sql.Composable, column: Column) -> sql.Composable:
+    """A key's value: its parameter takes the type that ``=`` wants, which for some types cannot read their text."""
+    is_composite = not column.equality and not column.type_name.endswith("[]")
+    return _cast(value, column) if is_composite or _names_object(column) else value
+
+
+def _is_built_in(column: Column) -> bool:
+    """Whether the type is PostgreSQL's own: a domain over an enum, for one, has no ``=`` of its own."""
+    return column.type_oid < _FIRST_USER_OID
+
+
+def _names_object(column: Column) -> bool:
+    """Whether the type is regclass or one of its kin, which compare as numbers but are written as names."""
+    return _is_built_in(column) and column.type_name.startswith("reg")
 
 
 def _cast(value: sql.Composable, column: Column) -> sql.Composable:

@@ -10,8 +10,7 @@ from pglockstep.cli import options
 from pglockstep.cli.each import for_each
 from pglockstep.cli.options import Settings
 from pglockstep.cli.verdicts import document, exit_code, sentences
-from pglockstep.link.link import Link
-from pglockstep.link.verify import LinkCheck
+from pglockstep.link import level
 
 
 @click.command("check", short_help="Are the ends identical? Changes nothing.")
@@ -24,8 +23,4 @@ def command(links: tuple[str, ...], as_json: bool, **common: Any) -> int:
     Beside a live daemon it compares at a barrier that the daemon has passed; without one it compares the ends
     as they are, and what has not been applied yet is a difference.
     """
-    return for_each(Settings(**common), links, _check, document, sentences, exit_code, as_json=as_json)
-
-
-async def _check(link: Link) -> LinkCheck:
-    return await link.check()
+    return for_each(Settings(**common), links, level.check, document, sentences, exit_code, as_json=as_json)

@@ -43,7 +43,7 @@ def for_each(
         errors: list[dict[str, object]] = []
         for link, result in zip(chosen, results, strict=True):
             if isinstance(result, LockstepError):
-                if settings.verbose > 1 or len(chosen) == 1 and not as_json:
+                if settings.verbose > 1 or (len(chosen) == 1 and not as_json):
                     raise result
                 codes.append(result.exit_code)
                 errors.append(

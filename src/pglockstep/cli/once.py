@@ -10,7 +10,8 @@ from pglockstep.cli import options
 from pglockstep.cli.each import for_each
 from pglockstep.cli.options import Settings
 from pglockstep.cli.verdicts import document, exit_code, sentences
-from pglockstep.link.link import Link, OnceResult
+from pglockstep.link import level
+from pglockstep.link.level import OnceResult
 from pglockstep.units import Lsn
 
 
@@ -27,16 +28,12 @@ def command(links: tuple[str, ...], as_json: bool, **common: Any) -> int:
     return for_each(
         Settings(**common),
         links,
-        _once,
+        level.once,
         _document,
         _sentences,
         lambda each: exit_code(each.check),
         as_json=as_json,
     )
-
-
-async def _once(link: Link) -> OnceResult:
-    return await link.once()
 
 
 def _document(result: OnceResult) -> dict[str, object]:
@@ -52,6 +49,7 @@ def _document(result: OnceResult) -> dict[str, object]:
 def _sentences(result: OnceResult) -> list[str]:
     did = (
         f"{result.check.name}: copied {result.copied_rows} rows, "
-        f"applied {result.applied_changes} changes in {result.applied_transactions} transactions, complete as of {result.lsn}"
+        f"applied {result.applied_changes} changes in {result.applied_transactions} transactions, "
+        f"complete as of {result.lsn}"
     )
     return [did, *sentences(result.check)]

@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 #: How often the set of tables may change under our hands while slot and publication are made.
 _ATTEMPTS = 5
-#: How the sessions of a copy are called in ``pg_stat_activity``.
-COPIER = "pglockstep copy "
+#: How the session that fills a target is called in ``pg_stat_activity``.
+COPIER = "pglockstep copy-in "
 
 
 class Ends(msgspec.Struct, frozen=True):
@@ -93,12 +93,16 @@ async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> li
 
 
 async def demand_empty(ends: Ends) -> None:
-    """Raise `TargetNotEmpty`, saying what it holds, if the target holds any relation of a user's."""
+    """Raise `TargetNotEmpty`, saying what it holds, if the target holds any relation or large object."""
     with translate(ends.target):
         cursor = await ends.target_conn.execute(catalog.statement("holdings"))
-        held = [(kind, QualifiedName(schema, name)) async for schema, name, kind in cursor]
+        held = [f"{kind} {QualifiedName(schema, name)}" async for schema, name, kind in cursor]
+        cursor = await ends.target_conn.execute(
+            "SELECT oid::text FROM pg_catalog.pg_largeobject_metadata ORDER BY oid"
+        )
+        held += [f"large object {oid}" async for (oid,) in cursor]
     if held:
-        shown = ", ".join(f"{kind} {name}" for kind, name in held[:5])
+        shown = ", ".join(held[:5])
         more = f" and {len(held) - 5} more" if len(held) > 5 else ""
         raise TargetNotEmpty(
             f"the target is not empty and not ours: it holds {shown}{more}",
@@ -178,7 +182,7 @@ async def _end_copier(ends: Ends) -> None:
             await asyncio.sleep(0.1)
     raise TargetBusy(
         "the session of a copy that was killed does not end on the target",
-        hint=f"SELECT pid FROM pg_stat_activity WHERE application_name LIKE '{COPIER}%' tells which; it is tried again",
+        hint=f"pg_stat_activity there shows which one: its application_name begins with {COPIER!r}; it is tried again",
     )
 
 
@@ -196,7 +200,8 @@ async def _analyze(ends: Ends) -> None:
 
 
 async def _copy(ends: Ends, record: LinkRecord, selection: Selection) -> CopyResult:
-    stream = await ReplicationConnection.open(ends.source)
+    # making the slot has a patience of its own
+    stream = await ReplicationConnection.open(msgspec.structs.replace(ends.source, lock_timeout=0.0))
     try:
         snapshot, tables = await _prepare_source(ends, record, selection, stream)
         log.info(
@@ -268,8 +273,8 @@ async def _transfer(
 ) -> CopyResult:
     major = ends.target_facts.major
     left_out = await _left_out(ends, selection)
-    source = await connect(ends.source, "copy")
-    target = await connect(ends.target, "copy")
+    source = await connect(ends.source, "copy-out")
+    target = await connect(ends.target, "copy-in")
     try:
         async with source.transaction(force_rollback=True), target.transaction():
             with translate(ends.source):
@@ -282,6 +287,7 @@ async def _transfer(
             await restore.run_script(
                 target, ends.target, await archive.section("pre-data", target_major=major), what="schema"
             )
+            await restore.drop_public(source, target, ends.both)
             rows = 0
             for table in tables:
                 rows += await copy_table(source, target, ends.both, table)
@@ -307,8 +313,10 @@ async def _transfer(
 
 
 async def _left_out(ends: Ends, selection: Selection) -> list[QualifiedName]:
-    """The source's relations that the selection leaves out, partitioned roots and views included."""
+    """The source's relations that the selection leaves out: tables, roots, views, and sequences of their columns."""
     with translate(ends.source):
         cursor = await ends.source_conn.execute(catalog.statement("holdings"))
         names = [QualifiedName(schema, name) async for schema, name, kind in cursor if kind != "sequence"]
-    return [name for name in names if not selection.carries(*name)]
+        owned = await ours.owned_sequences(ends.source_conn)
+    sequences_of_theirs = [sequence for sequence, table in owned if not selection.carries(*table)]
+    return [*selection.left_out(names), *sequences_of_theirs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 
 import psycopg
@@ -51,6 +52,17 @@ async def run_script(conn: AsyncConnection, end: End, script: bytes, *, what: st
 
 def _refused(error: psycopg.Error, what: str, hint: str) -> TargetError:
     return TargetError(f"the target refused the source's {what}: {one_line(str(error))}", hint=hint)
+
+
+async def drop_public(source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End]) -> None:
+    """Drop the empty schema ``public`` that every new database has, where the source has dropped its own."""
+    with translate(ends[0]):
+        cursor = await source.execute("SELECT pg_catalog.to_regnamespace('public') IS NULL")
+        dropped = await cursor.fetchone() == (True,)
+    if dropped:
+        with translate(ends[1]), suppress(psycopg.errors.DependentObjectsStillExist):
+            async with target.transaction():
+                await target.execute("DROP SCHEMA IF EXISTS public RESTRICT")
 
 
 async def owners(conn: AsyncConnection) -> dict[tuple[str, str], str]:

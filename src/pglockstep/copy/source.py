@@ -41,6 +41,15 @@ async def references(conn: AsyncConnection) -> list[Reference]:
     ]
 
 
+async def owned_sequences(conn: AsyncConnection) -> list[tuple[QualifiedName, QualifiedName]]:
+    """Each sequence that belongs to a column, and that column's table. Raises psycopg's errors."""
+    cursor = await conn.execute(files("pglockstep.copy").joinpath("sql", "owned_sequences.sql").read_bytes())
+    return [
+        (QualifiedName(schema, name), QualifiedName(table_schema, table))
+        async for schema, name, table_schema, table in cursor
+    ]
+
+
 async def set_full_identity(conn: AsyncConnection, end: End, tables: Sequence[Table]) -> None:
     """Give each of `tables` REPLICA IDENTITY FULL; waits no longer than `lock_timeout` for any of them."""
     for table in tables:

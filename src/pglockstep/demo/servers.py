@@ -281,7 +281,7 @@ class ThrowawayServer:
                 stderr=subprocess.DEVNULL,
                 cwd=self.directory,
             )
-        assert self._postmaster.stdin is not None  # noqa: S101  asked for as a pipe
+        assert self._postmaster.stdin is not None
         self._postmaster.stdin.write(b"\n")
         self._postmaster.stdin.flush()
         up = self._answers(self._postmaster)

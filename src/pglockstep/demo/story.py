@@ -183,8 +183,7 @@ class Story:
     @contextmanager
     def _daemon(self) -> Iterator[subprocess.Popen[bytes]]:
         """``pglockstep run``, ready: it has passed a barrier."""
-        log = Path(self._state, "run.log").open("ab")
-        with log:
+        with Path(self._state, "run.log").open("ab") as log:
             daemon = subprocess.Popen(self._command("run"), env=self._environment(), stdout=log, stderr=log)
         try:
             while self._json("status")["state"] != "streaming" or not self._json("status")["daemon_alive"]:

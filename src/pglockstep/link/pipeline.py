@@ -45,8 +45,8 @@ class Pipeline:
     ) -> None:
         self._source, self._target = ends
         self._stream = stream
-        self._applier = applier
-        self._watch = watch
+        self.applier = applier
+        self.watch = watch
         self._queue: asyncio.Queue[list[bytes]] = asyncio.Queue(maxsize=_QUEUED_READS)
         self._confirmed = applier.progress
         self._idle_since = time.monotonic()
@@ -59,7 +59,7 @@ class Pipeline:
     @property
     def applied(self) -> Lsn:
         """The target is complete up to here."""
-        return self._applier.progress
+        return self.applier.progress
 
     @property
     def lag_seconds(self) -> float:
@@ -88,7 +88,7 @@ class Pipeline:
             await self._queue.put(frames)
 
     async def _apply(self, until: Lsn | None) -> None:
-        while until is None or self._applier.progress < until:
+        while until is None or self.applier.progress < until:
             try:
                 async with asyncio.timeout(_IDLE_PROGRESS):
                     frames = await self._queue.get()
@@ -100,9 +100,9 @@ class Pipeline:
             if messages:
                 if self._unapplied_since is None:
                     self._unapplied_since = time.monotonic()
-                await self._applier.apply(messages)
+                await self.applier.apply(messages)
                 self._idle_since = time.monotonic()
-            if self._queue.empty() and not self._applier.in_transaction:
+            if self._queue.empty() and not self.applier.in_transaction:
                 self._unapplied_since = None
                 await self._follow(until)
 
@@ -123,8 +123,8 @@ class Pipeline:
         """Nothing is in flight: the target is complete up to the source's own position."""
         idle = time.monotonic() - self._idle_since
         wanted = self._asked or (until is not None and self.received >= until)
-        if self.received > self._applier.progress and (wanted or idle >= _IDLE_PROGRESS):
-            await self._applier.move_progress(self.received)
+        if self.received > self.applier.progress and (wanted or idle >= _IDLE_PROGRESS):
+            await self.applier.move_progress(self.received)
             self._asked = False
             self._idle_since = time.monotonic()
 
@@ -137,11 +137,11 @@ class Pipeline:
 
     async def _learn_flushed(self) -> None:
         """Move what may be confirmed up to the commits that the target has flushed."""
-        unflushed = self._applier.unflushed
+        unflushed = self.applier.unflushed
         if not unflushed:
             return
         with translate(self._target):
-            cursor = await self._watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()::text")
+            cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()::text")
             row = await cursor.fetchone()
         assert row is not None
         flushed = Lsn.parse(row[0])
@@ -163,7 +163,7 @@ class Pipeline:
         """Before leaving: confirm what the target has flushed by now, waiting a moment for the last commit."""
         for _ in range(20):
             await self._learn_flushed()
-            if not self._applier.unflushed:
+            if not self.applier.unflushed:
                 break
             await asyncio.sleep(0.05)
         await self._tell()

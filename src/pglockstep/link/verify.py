@@ -14,7 +14,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from pglockstep.compare import schema
@@ -27,7 +29,7 @@ from pglockstep.copy.selection import Selection
 from pglockstep.link.session import source_position
 from pglockstep.postgres import catalog, sequences
 from pglockstep.postgres.catalog import Table
-from pglockstep.postgres.connect import translate
+from pglockstep.postgres.connect import translate, translated
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 
@@ -118,8 +120,14 @@ async def _compare(
     if verdict != "different":
         none = 0 if verdict == "identical" else None
         return TableResult(*source.name, verdict, before.rows, now.rows, none, none, none)
-    with translate(ends.source):
+    try:
         found = await count_differences(ends.source_conn, ends.target_conn, source, target, pair.columns)
+    except psycopg.Error as error:
+        failed = (
+            ends.target_conn.broken,
+            ends.target_conn.info.transaction_status == TransactionStatus.INERROR,
+        )
+        raise translated(ends.target if any(failed) else ends.source, error) from error
     return TableResult(
         *source.name, "different", before.rows, now.rows, found.missing, found.extra, found.changed
     )
@@ -148,10 +156,17 @@ async def _settle(
 
 
 async def _both(ends: Ends, pair: _Pair) -> tuple[Fingerprint, Fingerprint]:
-    async with asyncio.TaskGroup() as tasks:
-        there = tasks.create_task(_read(ends, ends.source_conn, pair.source, pair.columns))
-        here = tasks.create_task(_read(ends, ends.target_conn, pair.target, pair.columns))
-    return there.result(), here.result()
+    there, here = await asyncio.gather(
+        _read(ends, ends.source_conn, pair.source, pair.columns),
+        _read(ends, ends.target_conn, pair.target, pair.columns),
+        return_exceptions=True,
+    )
+    for each in (there, here):
+        if isinstance(each, BaseException):
+            raise each
+    assert isinstance(there, Fingerprint)
+    assert isinstance(here, Fingerprint)
+    return there, here
 
 
 async def _read(
@@ -166,25 +181,30 @@ async def _sequences_behind(
 ) -> tuple[list[SequenceBehind], bool]:
     """The target's sequences that are behind the source's, and whether that could be settled.
 
-    A barrier carries them; but one that a TRUNCATE … RESTART IDENTITY sets back meanwhile is neither here nor there.
+    A barrier carries them. One that a TRUNCATE … RESTART IDENTITY sets back meanwhile is neither here nor there:
+    only what is behind twice, while the source's stands still, is behind.
     """
-    late: list[SequenceBehind] = []
+    suspects: set[SequenceBehind] = set()
     for _ in range(_ROUNDS):
-        with translate(ends.source):
-            before = await sequences.read(ends.source_conn)
+        there = await _source_sequences(ends)
         if advance is not None:
             await advance()
         with translate(ends.target):
-            late = behind(before, await sequences.read(ends.target_conn))
+            late = behind(there, await sequences.read(ends.target_conn))
         if not late or advance is None:
             return late, True
-        with translate(ends.source):
-            afterwards = {(each.schema, each.name): each for each in await sequences.read(ends.source_conn)}
-        stood_still = {(each.schema, each.name) for each in before if afterwards.get((each.schema, each.name)) == each}
-        late = [each for each in late if (each.schema, each.name) in stood_still]
-        if late:
-            return late, True
+        moved = set(there) ^ set(await _source_sequences(ends))
+        moving = {(each.schema, each.name) for each in moved}
+        late = [each for each in late if (each.schema, each.name) not in moving]
+        if proven := [each for each in late if each in suspects]:
+            return proven, True
+        suspects = set(late)
     return [], False
+
+
+async def _source_sequences(ends: Ends) -> list[sequences.SequenceState]:
+    with translate(ends.source):
+        return await sequences.read(ends.source_conn)
 
 
 async def _lag(ends: Ends, advanced: bool) -> tuple[int | None, float | None]:

@@ -50,7 +50,10 @@ class SchemaArchive:
             f"--file={self._archive}",
             f"--dbname={make_conninfo('', **given)}",
         ]
-        await self._run("pg_dump", arguments, environment)
+        try:
+            await self._run("pg_dump", arguments, environment)
+        finally:
+            (self._directory / "pgpass").unlink(missing_ok=True)
 
     async def section(self, name: str, *, target_major: int) -> bytes:
         """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`."""

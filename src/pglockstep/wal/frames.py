@@ -5,7 +5,8 @@ Pure: bytes to values and back. Times are microseconds since 2000-01-01 UTC, as 
 
 from __future__ import annotations
 
-from struct import Struct, error as StructError
+from struct import Struct
+from struct import error as StructError
 
 import msgspec
 

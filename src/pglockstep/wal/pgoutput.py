@@ -10,7 +10,8 @@ of every connection of ours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from struct import Struct, error as StructError
+from struct import Struct
+from struct import error as StructError
 
 from pglockstep.errors import ProtocolViolation
 from pglockstep.wal.messages import (
@@ -43,7 +44,9 @@ _truncate = Struct("!IB").unpack_from
 _column_type = Struct("!Ii").unpack_from
 
 _NULL, _TOAST, _TEXT, _BINARY = b"nutb"
+_SENT = (_TEXT, _BINARY)
 _NEW, _KEY, _OLD = b"NKO"
+_OLD_ROW = (_KEY, _OLD)
 
 
 def decode(data: bytes) -> Message:
@@ -89,7 +92,7 @@ def _row(data: bytes, position: int) -> tuple[Row, int]:
     for _ in range(count):
         kind = data[position]
         position += 1
-        if kind == _TEXT or kind == _BINARY:
+        if kind in _SENT:
             (length,) = _i32(data, position)
             position += 4
             end = position + length
@@ -167,7 +170,7 @@ def _decode_update(data: bytes) -> Update:
     kind = data[5]
     old: Row | None = None
     position = 5
-    if kind == _KEY or kind == _OLD:
+    if kind in _OLD_ROW:
         old, position = _row(data, 6)
     if data[position] != _NEW:
         raise _malformed(data)
@@ -179,7 +182,7 @@ def _decode_update(data: bytes) -> Update:
 def _decode_delete(data: bytes) -> Delete:
     (relation_id,) = _u32(data, 1)
     kind = data[5]
-    if kind != _KEY and kind != _OLD:
+    if kind not in _OLD_ROW:
         raise _malformed(data)
     old, position = _row(data, 6)
     _end(data, position)

@@ -66,4 +66,4 @@ JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_proc'::regclass AND
 JOIN stands_for AS s ON s.classid = d.refclassid AND s.objid = d.refobjid
 JOIN relation AS o ON o.oid = s.relation
 WHERE n.nspname NOT IN ('information_schema', 'pglockstep')
-ORDER BY 1, 2, 3, 4, 5, 6
+ORDER BY kind, schema, name, how DESC, other_schema, other_name

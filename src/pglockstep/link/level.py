@@ -1,0 +1,147 @@
+"""Bringing a link level once, and telling whether it is: by ourselves, or beside whoever holds the link.
+
+Beside a holder nothing is streamed: a barrier is written into the source's WAL, and once the target's progress
+has passed it, the ends are compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from pglockstep.copy.first import Ends
+from pglockstep.errors import EndError, Inconclusive, LinkHeld
+from pglockstep.link import session
+from pglockstep.link.keep import worth_another_try
+from pglockstep.link.link import Link
+from pglockstep.link.pipeline import Pipeline
+from pglockstep.link.verify import LinkCheck, verify
+from pglockstep.postgres.connect import translate
+from pglockstep.progress import target as progress
+from pglockstep.progress.target import LinkRecord
+from pglockstep.units import Lsn
+
+
+class OnceResult(msgspec.Struct, frozen=True):
+    """What ``once`` did, and how the ends stand now."""
+
+    check: LinkCheck
+    copied_rows: int
+    applied_transactions: int
+    applied_changes: int
+    lsn: Lsn
+
+
+async def once(link: Link) -> OnceResult:
+    """Bring the target level with the source as of now, and prove it."""
+    async with session.opened(link.config, "once") as ends:
+        while not await session.take_lock(ends, patience=0):
+            if (lsn := await _holder_passed_barrier(link, ends)) is not None:
+                return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
+        record, copied_rows = await link.ready(ends)
+        transactions = changes = 0
+        lsn = Lsn(0)
+
+        async def advance() -> None:
+            nonlocal transactions, changes, lsn
+            barrier = await session.emit_barrier(ends, record.id)
+            try:
+                pipeline = await _apply_until(link, ends, barrier, careful=False)
+            except EndError as error:
+                if error.transient or not worth_another_try(error, tries=1):
+                    raise
+                # once more, so that the refusal names its statement
+                pipeline = await _apply_until(link, ends, barrier, careful=True)
+            transactions += pipeline.applier.transactions
+            changes += pipeline.applier.changes.total()
+            lsn = pipeline.applier.progress
+
+        await advance()
+        check = await verify(link.config.name, ends, link.selection, record, advance)
+        link.standing.remember(check)
+        return OnceResult(check, copied_rows, transactions, changes, lsn)
+
+
+async def check(link: Link) -> LinkCheck:
+    """How the ends stand: beside a live holder at a barrier, else as they are. Changes nothing."""
+    async with session.opened(link.config, "check") as ends:
+        try:
+            if await _holder_passed_barrier(link, ends) is not None:
+                return await _verify_beside(link, ends)
+        except LinkHeld as error:
+            raise Inconclusive(error.message, hint=error.hint) from error
+        with translate(ends.target):
+            record = await progress.read(ends.target_conn)
+        found = await verify(link.config.name, ends, link.selection, record, None)
+        link.standing.remember(found)
+        return found
+
+
+async def _apply_until(link: Link, ends: Ends, barrier: Lsn, *, careful: bool) -> Pipeline:
+    async with link.applying(ends, careful=careful) as pipeline:
+        await pipeline.run(until=barrier)
+    return pipeline
+
+
+async def _verify_beside(link: Link, ends: Ends) -> LinkCheck:
+    with translate(ends.target):
+        record = await progress.read(ends.target_conn)
+    assert record is not None
+
+    async def advance() -> None:
+        if await _barrier_passed(link, ends, record) is None:
+            raise Inconclusive(
+                f"whoever held link {link.config.name!r} ended while the ends were compared",
+                hint="the same command again compares them as they are now",
+            )
+
+    found = await verify(link.config.name, ends, link.selection, record, advance)
+    link.standing.remember(found)
+    return found
+
+
+async def _holder_passed_barrier(link: Link, ends: Ends) -> Lsn | None:
+    """The progress with which the link's holder has passed a barrier set now; None if nobody holds it (any more)."""
+    while True:
+        with translate(ends.target):
+            held = await progress.holder(ends.target_conn)
+            record = await progress.read(ends.target_conn) if held else None
+        if held is None:
+            return None
+        if record is not None and record.progress is not None:
+            session.demand_identity(ends, record)
+            return await _barrier_passed(link, ends, record)
+        # it is still making the first copy
+        await asyncio.sleep(0.2)
+
+
+async def _barrier_passed(link: Link, ends: Ends, record: LinkRecord) -> Lsn | None:
+    """Set a barrier and wait until another process has applied it; None if that process is gone."""
+    barrier = await session.emit_barrier(ends, record.id)
+    patience = link.config.silence_timeout
+    last, deadline = record.progress, time.monotonic() + patience
+    end = time.monotonic() + 10 * patience
+    while True:
+        with translate(ends.target):
+            now = await progress.read(ends.target_conn)
+            held = await progress.holder(ends.target_conn)
+        if now is not None and now.progress is not None and now.progress >= barrier:
+            return now.progress
+        if held is None:
+            return None
+        if now is not None and now.progress != last:
+            last, deadline = now.progress, time.monotonic() + patience
+        if time.monotonic() > end:
+            raise Inconclusive(
+                f"the target of link {link.config.name!r} is further behind than {10 * patience:.0f} s of catching up",
+                hint="pglockstep status shows how far; try again when it is level",
+            )
+        if time.monotonic() > deadline:
+            raise LinkHeld(
+                f"{held.application or 'another session'} (pid {held.pid} on the target) holds link "
+                f"{link.config.name!r} but has not moved for {patience}",
+                hint="pglockstep status says what it waits for",
+            )
+        await asyncio.sleep(0.02)

@@ -1,0 +1,84 @@
+"""How a link stands, and writing that down for ``status``. A state directory that cannot be written stops nothing."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+
+from pglockstep.errors import ConfigError
+from pglockstep.link.pipeline import BEHIND_AFTER, Pipeline
+from pglockstep.link.states import Event, State, after
+from pglockstep.link.verify import LinkCheck
+from pglockstep.observe.state import LinkStatus, StateDirectory
+
+log = logging.getLogger(__name__)
+
+
+class Standing:
+    """The state of one link in this process, and what the state directory knows of it under `key`."""
+
+    def __init__(self, name: str, key: str, state: StateDirectory) -> None:
+        self._name = name
+        self._key = key
+        self._directory = state
+        self._status = state.load(key) or LinkStatus()
+        self._noted_changes = 0
+        self._noted_at = time.monotonic()
+        self.now = State.NEW
+
+    @property
+    def applied(self) -> str | None:
+        """The LSN up to which the target was complete when last noted."""
+        return self._status.applied_lsn
+
+    def move(self, event: Event, reason: str = "") -> None:
+        """Something happened to the link; `reason` tells a person why, where it needs telling."""
+        self.now = after(self.now, event)
+        self._status.reason = reason
+        self._save()
+
+    def note(self, pipeline: Pipeline) -> None:
+        """Write down how far a running pipeline is."""
+        self.now = after(
+            self.now, Event.FELL_BEHIND if pipeline.lag_seconds > BEHIND_AFTER else Event.LEVELLED
+        )
+        status, applier = self._status, pipeline.applier
+        changes, now = applier.changes.total(), time.monotonic()
+        if changes >= self._noted_changes and now > self._noted_at:
+            status.rows_per_second = round((changes - self._noted_changes) / (now - self._noted_at), 1)
+        self._noted_changes, self._noted_at = changes, now
+        status.received_lsn = str(pipeline.received)
+        status.applied_lsn = str(applier.progress)
+        status.lag_seconds = round(pipeline.lag_seconds, 3)
+        status.last_applied_at = applier.last_applied_at or status.last_applied_at
+        self._save()
+
+    def remember(self, check: LinkCheck) -> None:
+        """Keep a verdict; what a daemon beside us writes about itself stays its own."""
+        try:
+            status = self._directory.load(self._key) or self._status
+            status.verified_at, status.verdict = check.checked_at, check.verdict
+            status.tables = len(check.tables)
+            status.rows = sum(each.target_rows or 0 for each in check.tables)
+            self._directory.save(self._key, self._name, status)
+        except (OSError, sqlite3.Error, ConfigError) as error:
+            self._complain(error)
+
+    def _save(self) -> None:
+        try:
+            known = self._directory.load(self._key)
+            if known is not None:
+                self._status.verified_at, self._status.verdict = known.verified_at, known.verdict
+                self._status.tables, self._status.rows = known.tables, known.rows
+            self._status.state = str(self.now)
+            self._directory.save(self._key, self._name, self._status)
+        except (OSError, sqlite3.Error, ConfigError) as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        log.warning(
+            "the state directory cannot be written: %s",
+            error,
+            extra={"action": "state.failed", "link": self._name},
+        )
