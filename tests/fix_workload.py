@@ -94,7 +94,7 @@ def one_transaction(conn: psycopg.Connection[tuple[object, ...]], chance: random
 
 
 @contextmanager
-def workload(conninfo: str, *, writers: int = 2, pause: float = 0.002, seed: int = 0) -> Iterator[None]:
+def workload(conninfo: str, *, writers: int = 2, pause: float = 0.008, seed: int = 0) -> Iterator[None]:
     """Write at random from several sessions until the block ends; any failure of a writer fails the test."""
     stop = threading.Event()
     failures: list[Exception] = []

@@ -186,9 +186,8 @@ def test_status_tells_is_and_was(pair: Pair, cli: Cli) -> None:
     with daemon(cli, pair) as running:
         assert " is streaming" in cli("status", *ends).stdout
         pair.on_source().execute("INSERT INTO t VALUES (1)")
-        status = wait_until(
-            lambda: running.status() if running.status()["lag_bytes"] == 0 else None, 20, "level"
-        )
+        wait_until(lambda: running.status()["lag_bytes"] == 0, 20, "the target to be level")
+        status = running.status()
         assert (status["lag_seconds"], status["source"]["reachable"]) == (0.0, True)
         assert status["source"]["slot_active"]
     done = cli("status", *ends)

@@ -149,6 +149,8 @@ class Applier:
                 pass
 
     async def _take_commit(self, message: Commit, *, commit: bool) -> None:
+        if not self._in_source_transaction:
+            raise ProtocolViolation("the source ended a transaction that did not begin")
         self._in_source_transaction = False
         if not self._skipping:
             self._last_commit = message

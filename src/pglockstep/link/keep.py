@@ -14,7 +14,7 @@ from pglockstep.copy.first import Ends
 from pglockstep.copy.source import published_tables
 from pglockstep.errors import ApplyRefused, LinkHeld, LockstepError, SourceError, TargetError
 from pglockstep.link import session
-from pglockstep.link.link import Link, carry_sequences
+from pglockstep.link.link import Link
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.states import Event
 from pglockstep.postgres import catalog
@@ -110,7 +110,7 @@ class Keeper:
         while True:
             await asyncio.sleep(_SEQUENCES_EVERY)
             try:
-                await carry_sequences(ends, pipeline.watch)
+                await self._link.carry_sequences(ends, pipeline.watch)
             except LockstepError as error:
                 log.debug("sequences were not carried: %s", error, extra=self._link.about("sequences.failed"))
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -27,7 +28,7 @@ from pglockstep.link.standing import Standing
 from pglockstep.link.states import Event
 from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres import privileges, sequences
-from pglockstep.postgres.connect import connect, fingerprint, translate
+from pglockstep.postgres.connect import connect, fingerprint, translate, translated
 from pglockstep.postgres.replication import ReplicationConnection
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -44,6 +45,8 @@ class Link:
         self.state = state
         self.selection = Selection.of(config)
         self.standing = Standing(config.name, self.key, state)
+        # the stream and the clock both carry sequences, over one session of the source's
+        self._carrying = asyncio.Lock()
 
     async def ready(self, ends: Ends) -> tuple[LinkRecord, int]:
         """The link's record, with its first copy made; and how many rows that copied just now."""
@@ -91,7 +94,7 @@ class Link:
             record.id,
             record.progress,
             careful=careful,
-            at_barrier=lambda: carry_sequences(ends, ends.target_conn),
+            at_barrier=lambda: self.carry_sequences(ends, ends.target_conn),
         )
         await applier.load_tables()
         watch = await connect(ends.target, "watch")
@@ -108,16 +111,28 @@ class Link:
             with suppress(psycopg.Error):
                 await ends.target_conn.rollback()
 
+    async def carry_sequences(self, ends: Ends, target: AsyncConnection[TupleRow]) -> None:
+        """Move the target's sequences on, over the session `target`, to where the source's stand; never backwards.
+
+        A sequence that a transaction of the source's has locked (TRUNCATE … RESTART IDENTITY) holds up no change
+        of the stream: then none is carried now.
+        """
+        async with self._carrying:
+            try:
+                async with ends.source_conn.transaction():
+                    await ends.source_conn.execute("SET LOCAL lock_timeout = '100ms'")
+                    there = await sequences.read(ends.source_conn)
+            except psycopg.errors.LockNotAvailable:
+                return
+            except psycopg.Error as error:
+                raise translated(ends.source, error) from error
+            with translate(ends.target):
+                here = await sequences.read(target)
+                late = {
+                    (each.schema, each.name) for each in behind(there, here) if each.target_next is not None
+                }
+                await sequences.move(target, [each for each in there if (each.schema, each.name) in late])
+
     def about(self, action: str) -> dict[str, str]:
         """What a log record of this link carries."""
         return {"action": action, "link": self.config.name}
-
-
-async def carry_sequences(ends: Ends, target: AsyncConnection[TupleRow]) -> None:
-    """Move the target's sequences on, over the session `target`, to where the source's stand; never backwards."""
-    with translate(ends.source):
-        there = await sequences.read(ends.source_conn)
-    with translate(ends.target):
-        here = await sequences.read(target)
-        late = {(each.schema, each.name) for each in behind(there, here) if each.target_next is not None}
-        await sequences.move(target, [each for each in there if (each.schema, each.name) in late])

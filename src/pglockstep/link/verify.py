@@ -26,10 +26,12 @@ from pglockstep.compare.sequences import SequenceBehind, behind
 from pglockstep.compare.verdict import TableResult, Verdict, link_verdict
 from pglockstep.copy.first import Ends
 from pglockstep.copy.selection import Selection
+from pglockstep.copy.source import owned_sequences
 from pglockstep.link.session import source_position
 from pglockstep.postgres import catalog, sequences
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import translate, translated
+from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 
@@ -86,7 +88,7 @@ async def verify(
         await _compare(ends, source_tables.get(each), target_tables.get(each), advance)
         for each in sorted(source_tables.keys() | target_tables.keys())
     ]
-    late, settled = await _sequences_behind(ends, advance)
+    late, settled = await _sequences_behind(ends, selection, advance)
     verdict = link_verdict(results, differences, late)
     lag_bytes, lag_seconds = await _lag(ends, advance is not None)
     return LinkCheck(
@@ -177,7 +179,7 @@ async def _read(
 
 
 async def _sequences_behind(
-    ends: Ends, advance: Callable[[], Awaitable[None]] | None
+    ends: Ends, selection: Selection, advance: Callable[[], Awaitable[None]] | None
 ) -> tuple[list[SequenceBehind], bool]:
     """The target's sequences that are behind the source's, and whether that could be settled.
 
@@ -186,14 +188,14 @@ async def _sequences_behind(
     """
     suspects: set[SequenceBehind] = set()
     for _ in range(_ROUNDS):
-        there = await _source_sequences(ends)
+        there = await _source_sequences(ends, selection)
         if advance is not None:
             await advance()
         with translate(ends.target):
             late = behind(there, await sequences.read(ends.target_conn))
         if not late or advance is None:
             return late, True
-        moved = set(there) ^ set(await _source_sequences(ends))
+        moved = set(there) ^ set(await _source_sequences(ends, selection))
         moving = {(each.schema, each.name) for each in moved}
         late = [each for each in late if (each.schema, each.name) not in moving]
         if proven := [each for each in late if each in suspects]:
@@ -202,9 +204,16 @@ async def _sequences_behind(
     return [], False
 
 
-async def _source_sequences(ends: Ends) -> list[sequences.SequenceState]:
+async def _source_sequences(ends: Ends, selection: Selection) -> list[sequences.SequenceState]:
+    """The source's sequences, but for those that belong to a table that is left out."""
     with translate(ends.source):
-        return await sequences.read(ends.source_conn)
+        table_of = dict(await owned_sequences(ends.source_conn))
+        every = await sequences.read(ends.source_conn)
+    return [
+        each
+        for each in every
+        if (owner := table_of.get(QualifiedName(each.schema, each.name))) is None or selection.carries(*owner)
+    ]
 
 
 async def _lag(ends: Ends, advanced: bool) -> tuple[int | None, float | None]:

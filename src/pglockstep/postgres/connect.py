@@ -52,6 +52,7 @@ SET row_security = off;
 SET array_nulls = on;
 SET standard_conforming_strings = on;
 SET transform_null_equals = off;
+SET quote_all_identifiers = off;
 SET check_function_bodies = off;
 SET default_transaction_isolation = 'read committed';
 SET default_transaction_read_only = off;

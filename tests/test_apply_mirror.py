@@ -1,0 +1,200 @@
+"""A source and a target that repeats its changes statement by statement: what the tests of the statements use.
+
+The changes are a real server's, recorded from the source; the statements run on the target through a session
+as the link's own is; then both ends' rows are compared as text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import LiteralString
+
+import pytest
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+
+from fix_servers import Connection, Servers, all_pairs, connect, drop_database, majors
+from pglockstep.apply.applier import Applier
+from pglockstep.apply.statements import Statement, TableWriter, truncate
+from pglockstep.postgres import catalog
+from pglockstep.postgres.connect import End
+from pglockstep.postgres.connect import connect as connect_end
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import Lsn
+from pglockstep.wal.messages import (
+    Begin,
+    Commit,
+    Delete,
+    Insert,
+    Message,
+    Relation,
+    Truncate,
+    Update,
+)
+from test_wal_recorded import Recorder
+
+
+class Mirror:
+    """A recorded source, and a target that follows it statement by statement."""
+
+    def __init__(self, source: str, target: str) -> None:
+        self._end = End("target", "mirror", target)
+        self._runner = asyncio.Runner()
+        self._session: AsyncConnection[TupleRow] | None = None
+        self._writers: dict[int, TableWriter] = {}
+        self.source, self.target = connect(source), connect(target)
+        for conn in (self.source, self.target):
+            conn.execute("set lock_timeout = '10s'")
+            conn.prepare_threshold = None  # the same table has other types in every test
+        self._recorder = Recorder(source)
+
+    def both(self, *statements: LiteralString | sql.Composed) -> None:
+        """Execute on both ends, each by itself; nothing of it is recorded."""
+        for statement in statements:
+            self.source.execute(statement)
+            self.target.execute(statement)
+        self._recorder.payloads()
+
+    def follow(self, *statements: LiteralString | sql.Composed, replica: bool = True) -> list[Statement]:
+        """Execute on the source, and repeat the changes on the target: then both have the same rows.
+
+        `replica`: whether triggers and foreign keys are quiet on the target. Returns what was executed there.
+        """
+        for statement in statements:
+            self.source.execute(statement)
+        executed = self._runner.run(self._repeat(self._recorder.messages(), replica=replica))
+        assert contents(self.target) == contents(self.source)
+        return executed
+
+    async def _repeat(self, messages: Sequence[Message], *, replica: bool) -> list[Statement]:
+        """Execute the statements for `messages`, each of which has to touch as many rows as it says."""
+        conn = self._session = self._session or await connect_end(self._end, "apply")
+        Applier(self._end, conn, "mirror", Lsn(0))  # teaches the session how values go out
+        await conn.execute(f"SET session_replication_role = {'replica' if replica else 'origin'}")
+        tables = {table.name: table for table in await catalog.tables(conn)}
+        executed: list[Statement] = []
+        for message in messages:
+            if isinstance(message, Begin):
+                await conn.execute("BEGIN")
+                await conn.execute("SET CONSTRAINTS ALL DEFERRED")
+            elif isinstance(message, Commit):
+                await conn.execute("COMMIT")
+            elif isinstance(message, Relation):
+                name = QualifiedName(message.schema, message.name)
+                self._writers[message.relation_id] = TableWriter(message, tables[name])
+            elif isinstance(message, Insert | Update | Delete | Truncate):
+                statement = statement_for(message, self._writers)
+                cursor = await conn.execute(statement.query, statement.parameters)
+                touched = cursor.rowcount
+                assert not statement.one_row or touched == 1, f"{statement} touched {touched} rows"
+                executed.append(statement)
+        return executed
+
+    def clean(self) -> None:
+        """Drop everything, and leave the session that knew it."""
+        self._leave()
+        for conn in (self.source, self.target):
+            conn.rollback()
+            found = conn.execute(
+                "select nspname from pg_namespace where nspname !~ '^(pg_|information_schema)'"
+            )
+            for (schema,) in found.fetchall():
+                conn.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(schema)))
+            conn.execute("create schema public")
+        self._recorder.payloads()
+
+    def close(self) -> None:
+        self._leave()
+        with self.source, self.target, self._recorder, self._runner:
+            pass
+
+    def _leave(self) -> None:
+        if self._session is not None:
+            self._runner.run(self._session.close())
+        self._session = None
+
+
+def statement_for(change: Insert | Update | Delete | Truncate, writers: dict[int, TableWriter]) -> Statement:
+    if isinstance(change, Truncate):
+        names = [writers[each].table.name for each in change.relation_ids]
+        return truncate(names, restart_identity=change.restart_identity)
+    writer = writers[change.relation_id]
+    if isinstance(change, Insert):
+        return writer.insert(change)
+    return writer.update(change) if isinstance(change, Update) else writer.delete(change)
+
+
+def contents(conn: Connection) -> dict[str, list[str]]:
+    """Every table's own rows as text, sorted; columns in the order of their names."""
+    tables = conn.execute(
+        """select n.nspname, c.relname, array_agg(a.attname::text order by a.attname collate "C")
+                  filter (where a.attnum > 0 and not a.attisdropped)
+           from pg_class c join pg_namespace n on n.oid = c.relnamespace
+           left join pg_attribute a on a.attrelid = c.oid
+           where c.relkind = 'r' and n.nspname not in ('pg_catalog', 'information_schema', 'pglockstep')
+           group by 1, 2 order by 1, 2"""
+    ).fetchall()
+    found: dict[str, list[str]] = {}
+    for schema, name, columns in tables:
+        row = sql.SQL("row({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns or [])))
+        query = sql.SQL("select {} from only {}").format(row, sql.Identifier(schema, name))
+        found[f"{schema}.{name}"] = sorted(value for (value,) in conn.execute(query).fetchall())
+    return found
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(majors[-1], majors[-1])],
+    ids=lambda pair: f"{pair[0]}-to-{pair[1]}",
+)
+def mirrored(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Mirror]:
+    """A source and a target of the newest version, or of the (source, target) versions it is parametrised with."""
+    source, target = servers.source(request.param[0]), servers.target(request.param[1])
+    name = f"mirror_{secrets.token_hex(4)}"
+    for server in (source, target):
+        with connect(server.conninfo()) as conn:
+            conn.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    try:
+        mirror = Mirror(source.conninfo(name), target.conninfo(name))
+        yield mirror
+        mirror.close()
+    finally:
+        drop_database(source, name)
+        drop_database(target, name)
+
+
+@pytest.fixture
+def mirror(mirrored: Mirror) -> Iterator[Mirror]:
+    """The same, empty."""
+    yield mirrored
+    mirrored.clean()
+
+
+#: Run a test once for each pair of versions.
+on_all_mirrors = pytest.mark.parametrize(
+    "mirrored", all_pairs, indirect=True, ids=[f"{source}-to-{target}" for source, target in all_pairs]
+)
+
+
+# --- and whether it would notice -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("odd", ["(1, 'a'), (1, 'a')", "(1, null)", "(1, 'A')", "(1, 'a ')", "(2, 'a')"])
+def test_a_difference_is_seen(mirror: Mirror, odd: LiteralString) -> None:
+    """A row too many, NULL, a blank or another case on the target fails a test."""
+    mirror.both("create table t (id int, v text)")
+    mirror.source.execute("insert into t values (1, 'a')")
+    mirror.follow()
+    mirror.target.execute(sql.SQL("truncate t; insert into t values {}").format(sql.SQL(odd)))
+    with pytest.raises(AssertionError):
+        mirror.follow()
+
+
+def test_a_missed_row_is_seen(mirror: Mirror) -> None:
+    """A statement that finds no row fails a test."""
+    mirror.both("create table t (id int primary key, v text)", "insert into t values (1, 'a')")
+    mirror.target.execute("delete from t")
+    with pytest.raises(AssertionError, match=r"UPDATE of public\.t where id = '1' touched 0 rows"):
+        mirror.follow("update t set v = 'b'")
