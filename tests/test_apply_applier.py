@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ from typing import LiteralString
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
-from fix_servers import Pair, connect
+from fix_servers import Pair, Servers, connect, drop_database, majors
 from pglockstep.apply.applier import BARRIER_PREFIX, Applier
 from pglockstep.errors import (
     ApplyRefused,
@@ -125,12 +127,25 @@ class Target:
         return caught.value
 
 
+@pytest.fixture(scope="module")
+def database(servers: Servers) -> Iterator[str]:
+    """One database for all of these tests, of the newest version."""
+    server, name = servers.target(majors[-1]), f"applied {secrets.token_hex(4)}"
+    with connect(server.conninfo()) as conn:
+        conn.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    yield server.conninfo(name)
+    drop_database(server, name)
+
+
 @pytest.fixture
-def target(pair: Pair) -> Iterator[Target]:
-    """A target of the newest version, with nothing in it yet."""
-    made = Target(pair.target)
-    yield made
-    made.conn.close()
+def target(database: str) -> Iterator[Target]:
+    """A target with nothing in it yet."""
+    made = Target(database)
+    with made.conn:
+        yield made
+        made.conn.execute(
+            "drop schema if exists pglockstep cascade; drop schema public cascade; create schema public"
+        )
 
 
 # --- messages made by hand -------------------------------------------------------------------------
@@ -169,11 +184,10 @@ def test_progress_moves_with_the_rows(target: Target) -> None:
                 )
                 before = target.progress, contents(target.conn)
                 await applier.apply([begin, *changes])
-                assert applier.in_transaction
-                assert (target.progress, contents(target.conn)) == before
+                assert (applier.in_transaction, target.progress, contents(target.conn)) == (True, *before)
                 await applier.apply([commit])
-                assert not applier.in_transaction
-                assert applier.progress == target.progress == 1050 + number * 100
+                end = 1050 + number * 100
+                assert (applier.in_transaction, applier.progress, target.progress) == (False, end, end)
                 assert len(contents(target.conn)["public.t"]) == number + 1
 
     asyncio.run(apply())
@@ -497,6 +511,39 @@ def test_tables_made_or_altered_meanwhile(target: Target) -> None:
     assert contents(target.conn) == {"public.t": ["(1,x,)", "(2,b,c)"]}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "value"),
+    [
+        (("real", 700), ("double precision", 701), "0.1"),
+        (("integer", 23), ("text", 25), "007"),
+        (("date", 1082), ("timestamp", 1114), "2024-02-29 12:30:00"),
+        (("integer", 23), ("public.small", 99_999), "7"),
+    ],
+)
+def test_a_column_that_changes_its_type(
+    target: Target, before: tuple[LiteralString, int], after: tuple[LiteralString, int], value: str
+) -> None:
+    """Once both ends have another type, values arrive as they are: nothing of the old type is left in the session."""
+    name, oid = before
+    target.conn.execute("create domain small as int")
+    target.conn.execute(sql.SQL("create table t (id int primary key, v {})").format(sql.SQL(name)))
+    target.ready(START)
+
+    async def apply() -> None:
+        async with target.applying() as applier:
+            old = Relation(7, "public", "t", "d", (T.columns[0], RelationColumn("v", oid, -1, False)))
+            new = Relation(7, "public", "t", "d", (T.columns[0], RelationColumn("v", after[1], -1, False)))
+            null = Insert(7, (b"1", None))
+            await applier.apply(transaction(1000, 1010, old, null))
+            target.conn.execute(
+                sql.SQL("alter table t alter v type {0} using null").format(sql.SQL(after[0]))
+            )
+            await applier.apply(transaction(1020, 1030, new, Insert(7, (b"2", value.encode()))))
+
+    asyncio.run(apply())
+    assert target.conn.execute("select v::text from t where id = 2").fetchone() == (value,)
+
+
 # --- progress that is not ours ---------------------------------------------------------------------
 
 
@@ -549,7 +596,7 @@ def test_progress_follows_an_idle_source(target: Target) -> None:
 
 
 def test_barriers(target: Target) -> None:
-    """Our own barrier calls for its work once, before the commit that it belongs to; another link's does not."""
+    """Our own barrier calls for its work once, before its commit, and so does RESTART IDENTITY; others' do not."""
     target.ready(START, TABLE)
     seen: list[tuple[Lsn, int]] = []
 
@@ -567,11 +614,14 @@ def test_barriers(target: Target) -> None:
             assert seen == []
             await applier.apply(transaction(1020, 1030, insert(2), barrier(target.link.encode()), insert(3)))
             assert seen == [(1010, 1)]
-            await applier.apply(transaction(1040, 1050, insert(4)))
+            await applier.apply(transaction(1040, 1050, insert(4), Truncate((7,), False, False)))
             assert seen == [(1010, 1)]
+            # sequences that start again are behind at once, if the source's have moved on since
+            await applier.apply(transaction(1060, 1070, Truncate((7,), False, True)))
+            assert seen == [(1010, 1), (1050, 0)]
 
     asyncio.run(apply())
-    assert target.progress == 1050
+    assert target.progress == 1070
 
 
 # --- a stream that is none -------------------------------------------------------------------------

@@ -103,6 +103,12 @@ def check_conninfo(text: str) -> str:
         keywords = conninfo_to_dict(text)
     except (psycopg.Error, UnicodeError) as error:
         raise _unreadable(str(error)) from None
+    port, database = str(keywords.get("port") or ""), str(keywords.get("dbname") or "")
+    if "://" in text and ((not port.replace(",", "").isdigit() and port) or "@" in database):
+        hint = (
+            "write / as %2F, @ as %40, : as %3A and % as %25 inside a user name or password, or use .pgpass"
+        )
+        raise Wrong("it holds a character that has a meaning of its own in a URI", hint)
     if "sslpassword" in keywords:
         hint = "put it into a service file (pg_service.conf), and write service=NAME here"
         raise Wrong("it holds sslpassword, which would be handed on in plain sight", hint)

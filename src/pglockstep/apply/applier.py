@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 import msgspec
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 
@@ -44,6 +44,10 @@ from pglockstep.wal.messages import (
 #: Statements sent to the target before their results are read, and their parameters' bytes.
 _PIPELINED = 500
 _PIPELINED_BYTES = 1 << 20
+
+
+#: How many transactions in careful mode are enough to be past the one that was refused.
+_CAREFUL_TRANSACTIONS = 1000
 
 
 class _SourceText(Dumper):
@@ -105,6 +109,18 @@ class Applier:
         """Whether the source's current transaction has begun here and not ended yet."""
         return self._in_source_transaction
 
+    async def start(self) -> None:
+        """Before the first message: read the target's catalog, and see how far its WAL is.
+
+        An earlier session may have committed our progress without waiting for the disk.
+        """
+        with translate(self._end):
+            cursor = await self._conn.execute("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
+            row = await cursor.fetchone()
+        assert row is not None
+        self.unflushed.append(Commitment(Lsn.parse(row[0]), self.progress))
+        await self.load_tables()
+
     async def load_tables(self) -> None:
         """Read the target's catalog."""
         with translate(self._end):
@@ -163,7 +179,8 @@ class Applier:
 
     async def _take_relation(self, message: Relation) -> None:
         name = QualifiedName(message.schema, message.name)
-        if name not in self._tables:
+        if name not in self._tables or message.relation_id in self._writers:
+            # described anew: both ends may have been altered
             await self.load_tables()
         if name not in self._tables:
             raise ApplyRefused(
@@ -220,7 +237,7 @@ class Applier:
             await self._begin()
         for statement in statements:
             try:
-                cursor = await self._conn.execute(statement.query, statement.parameters, prepare=True)
+                cursor = await self._run_one(statement)
             except psycopg.Error as error:
                 known = translated(self._end, error)
                 if is_gone(error) or known.transient:
@@ -230,6 +247,17 @@ class Applier:
                     hint=f"put {statement.table} on the target right; the link then goes on with this very change",
                 ) from error
             _demand_one_row(statement, cursor.rowcount)
+
+    async def _run_one(self, statement: Statement) -> AsyncCursor[TupleRow]:
+        if not statement.instead:
+            return await self._conn.execute(statement.query, statement.parameters, prepare=True)
+        try:
+            async with self._conn.transaction():
+                return await self._conn.execute(statement.query)
+        except psycopg.errors.FeatureNotSupported:
+            for query in statement.instead:
+                cursor = await self._conn.execute(query)
+            return cursor
 
     async def _begin(self) -> None:
         if not self._open:
@@ -270,6 +298,8 @@ class Applier:
         if row is not None:
             self.unflushed.append(Commitment(Lsn.parse(row[0]), lsn))
         self.transactions += self._group_transactions
+        if self.transactions >= _CAREFUL_TRANSACTIONS:
+            self._careful = False
         self.changes += self._group
         self._group_transactions = 0
         self._group = Counter()

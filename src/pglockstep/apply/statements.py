@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import LiteralString
+from zlib import crc32
 
 import msgspec
 from psycopg import sql
@@ -22,10 +24,20 @@ from psycopg import sql
 from pglockstep.errors import ApplyRefused
 from pglockstep.postgres.catalog import Column, Table
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
-from pglockstep.wal.messages import UNCHANGED, Delete, Insert, Relation, Row, Unchanged, Update, Value
+from pglockstep.wal.messages import (
+    UNCHANGED,
+    Delete,
+    Insert,
+    Relation,
+    RelationColumn,
+    Row,
+    Unchanged,
+    Update,
+    Value,
+)
 
-#: OIDs below belong to types that are built in.
-_FIRST_USER_OID = 16384
+#: OIDs below belong to types that are built in, and are the same in every database.
+_FIRST_ASSIGNED_OID = 10_000
 #: How many statements of one table are kept for reuse.
 _SHAPES = 200
 
@@ -39,6 +51,8 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     table: QualifiedName
     key: tuple[tuple[str, bytes | None], ...] = ()
     one_row: bool = True
+    #: what to run in its place where PostgreSQL does not support it, although it did on the source
+    instead: tuple[bytes, ...] = ()
 
     def __str__(self) -> str:
         """What it does and to which row, for a person."""
@@ -71,6 +85,11 @@ class TableWriter:
         if computed := [name for name in sent if by_name[name].generated]:
             raise _shape(table, f"column {quote_if_needed(computed[0])} is generated on the target only")
         self._columns: tuple[Column, ...] = tuple(by_name[name] for name in sent)
+        for theirs, ours in zip(relation.columns, self._columns, strict=True):
+            if _bends(theirs, ours):
+                raise _shape(
+                    table, f"column {quote_if_needed(ours.name)} is {ours.type_name} on the target only"
+                )
         if relation.replica_identity == "f":
             positions = [sent.index(name) for name in table.primary_key if name in sent]
             whole = not table.primary_key or len(positions) < len(table.primary_key)
@@ -79,6 +98,10 @@ class TableWriter:
             self._key = tuple(index for index, column in enumerate(relation.columns) if column.in_key)
         self._always = tuple(index for index, column in enumerate(self._columns) if column.identity == "a")
         self._updates: dict[tuple[object, ...], bytes] = {}
+        # a statement stays prepared with the types that its parameters once had: with other types it is another one
+        types = [(each.type_oid, each.type_modifier) for each in relation.columns]
+        types += [(each.type_oid, each.type_modifier) for each in self._columns]
+        self._mark = b"/* %08x */ " % crc32(repr(types).encode())
 
     def insert(self, change: Insert) -> Statement:
         """The INSERT that repeats `change`."""
@@ -120,12 +143,13 @@ class TableWriter:
         shape = ("delete", tuple(value is None for _, value in old))
         query = self._updates.get(shape)
         if query is None:
-            query = (
-                sql.SQL("DELETE FROM ONLY {} WHERE {}").format(self._name, self._condition(old, 1)).as_bytes()
-            )
+            query = self._text("DELETE FROM ONLY {} WHERE {}", self._name, self._condition(old, 1))
             self._remember(shape, query)
         values = tuple(value for _, value in old if value is not None)
         return Statement(query, values, "DELETE", self.table.name, self._shown_key(old))
+
+    def _text(self, template: LiteralString, *parts: sql.Composable) -> bytes:
+        return self._mark + sql.SQL(template).format(*parts).as_bytes()
 
     def _remember(self, shape: tuple[object, ...], query: bytes) -> None:
         # a wide table without a key has as many shapes as its rows have patterns of NULLs
@@ -140,31 +164,26 @@ class TableWriter:
     @cached_property
     def _insert_query(self) -> bytes:
         if not self._columns:
-            return sql.SQL("INSERT INTO {} DEFAULT VALUES").format(self._name).as_bytes()
-        return (
-            sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})")
-            .format(
-                self._name,
-                self._list(self._columns),
-                sql.SQL(", ").join(map(_placeholder, range(1, len(self._columns) + 1))),
-            )
-            .as_bytes()
+            return self._text("INSERT INTO {} DEFAULT VALUES", self._name)
+        values = sql.SQL(", ").join(map(_placeholder, range(1, len(self._columns) + 1)))
+        return self._text(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
+            self._name,
+            self._list(self._columns),
+            values,
         )
 
     def _update_query(self, settable: Sequence[int], old: Sequence[tuple[int, bytes | None]]) -> bytes:
         if not settable:
             # nothing but an unchanged identity was sent; the row has to be there all the same
-            return (
-                sql.SQL("SELECT FROM ONLY {} WHERE {}").format(self._name, self._condition(old, 1)).as_bytes()
-            )
+            return self._text("SELECT FROM ONLY {} WHERE {}", self._name, self._condition(old, 1))
         assignments = [
             sql.SQL("{} = {}").format(sql.Identifier(self._columns[index].name), _placeholder(position))
             for position, index in enumerate(settable, start=1)
         ]
-        return (
-            sql.SQL("UPDATE ONLY {} SET {} WHERE {}")
-            .format(self._name, sql.SQL(", ").join(assignments), self._condition(old, len(settable) + 1))
-            .as_bytes()
+        condition = self._condition(old, len(settable) + 1)
+        return self._text(
+            "UPDATE ONLY {} SET {} WHERE {}", self._name, sql.SQL(", ").join(assignments), condition
         )
 
     def _replace_query(self, new: Row, old: Sequence[tuple[int, bytes | None]]) -> bytes:
@@ -179,19 +198,14 @@ class TableWriter:
                 same_type = sql.SQL("CASE WHEN true THEN {} ELSE {} END")
                 taken.append(same_type.format(_placeholder(position), sql.Identifier("gone", column.name)))
                 position += 1
-        return (
-            sql.SQL(
-                "WITH gone AS (DELETE FROM ONLY {} WHERE {} RETURNING *) "
-                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone"
-            )
-            .format(
-                self._name,
-                self._condition(old, position),
-                self._name,
-                self._list(self._columns),
-                sql.SQL(", ").join(taken),
-            )
-            .as_bytes()
+        return self._text(
+            "WITH gone AS (DELETE FROM ONLY {} WHERE {} RETURNING *) "
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone",
+            self._name,
+            self._condition(old, position),
+            self._name,
+            self._list(self._columns),
+            sql.SQL(", ").join(taken),
         )
 
     def _replaces(self, change: Update) -> bool:
@@ -276,11 +290,16 @@ class TableWriter:
 
 
 def truncate(tables: Sequence[QualifiedName], *, restart_identity: bool) -> Statement:
-    """One TRUNCATE for a group, as the source did it: never CASCADE beyond the group."""
+    """One TRUNCATE for a group, as the source did it: never CASCADE beyond the group.
+
+    The source may have truncated more than the stream names (a partitioned root, an unlogged child) and so have
+    pleased foreign keys that forbid it here; then the group is emptied row by row.
+    """
     names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(name.sql()) for name in tables)
     restart = sql.SQL("RESTART IDENTITY") if restart_identity else sql.SQL("CONTINUE IDENTITY")
     query = sql.SQL("TRUNCATE {} {}").format(names, restart).as_bytes()
-    return Statement(query, (), "TRUNCATE", tables[0], one_row=False)
+    instead = tuple(sql.SQL("DELETE FROM ONLY {}").format(name.sql()).as_bytes() for name in tables)
+    return Statement(query, (), "TRUNCATE", tables[0], one_row=False, instead=instead)
 
 
 def _placeholder(position: int) -> sql.Composable:
@@ -299,7 +318,7 @@ def _compared(value: sql.Composable, column: Column) -> sql.Composable:
 
 def _is_built_in(column: Column) -> bool:
     """Whether the type is PostgreSQL's own: a domain over an enum, for one, has no ``=`` of its own."""
-    return column.type_oid < _FIRST_USER_OID
+    return column.type_oid < _FIRST_ASSIGNED_OID
 
 
 def _names_object(column: Column) -> bool:
@@ -314,6 +333,23 @@ def _cast(value: sql.Composable, column: Column) -> sql.Composable:
 
 def _known(value: Value) -> bytes | None:
     return None if isinstance(value, Unchanged) else value
+
+
+#: The first OID of types that are not built in, and so mean nothing between two servers.
+_FIRST_OF_USERS = 16384
+#: Types, as (source, target), where the target's holds every value of the source's: a column being widened.
+_WIDER = {(21, 23), (21, 20), (23, 20), (21, 1700), (23, 1700), (20, 1700), (1043, 25)}
+#: numeric, time, timestamp, with their zones, and interval: a modifier rounds instead of refusing.
+_ROUNDED = {1700, 1083, 1266, 1114, 1184, 1186}
+
+
+def _bends(theirs: RelationColumn, ours: Column) -> bool:
+    """Whether the target's column would take a value of the source's in silence and hold another."""
+    if theirs.type_oid >= _FIRST_OF_USERS or ours.type_oid >= _FIRST_OF_USERS:
+        return False
+    if theirs.type_oid != ours.type_oid:
+        return (theirs.type_oid, ours.type_oid) not in _WIDER or ours.type_modifier != -1
+    return ours.type_oid in _ROUNDED and ours.type_modifier not in (-1, theirs.type_modifier)
 
 
 def _shape(table: Table, difference: str) -> ApplyRefused:

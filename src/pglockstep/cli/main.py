@@ -132,8 +132,8 @@ def hide_arguments() -> None:
         setproctitle.setproctitle(" ".join(["pglockstep", *shown]))
 
 
-def run_async(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run `work` to its end. SIGTERM cancels it and is a good end; Ctrl-C is an interruption."""
+def run_async(work: Callable[[], Coroutine[Any, Any, int]], *, daemon: bool = False) -> int:
+    """Run `work` to its end. SIGTERM and Ctrl-C cancel it; for a daemon SIGTERM is a good end."""
     terminated = False
 
     async def guarded() -> int:
@@ -152,6 +152,6 @@ def run_async(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
     try:
         return asyncio.run(guarded())
     except asyncio.CancelledError:
-        if terminated:
+        if terminated and daemon:
             return EXIT_OK
-        raise
+        raise KeyboardInterrupt from None

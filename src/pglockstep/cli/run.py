@@ -46,6 +46,6 @@ def command(links: tuple[str, ...], **common: Any) -> int:
 
     from pglockstep import daemon
 
-    code = run_async(lambda: daemon.run([Link(link, state) for link in chosen], ended))
+    code = run_async(lambda: daemon.run([Link(link, state) for link in chosen], ended), daemon=True)
     log.info("stopped", extra={"action": "stop"})
     return code

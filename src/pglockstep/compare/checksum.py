@@ -77,6 +77,24 @@ async def fingerprint(conn: AsyncConnection[Any], table: Table, columns: Sequenc
     return Fingerprint(rows=rows, sum0=int(sum0), sum1=int(sum1))
 
 
+async def stamp(conn: AsyncConnection[Any], table: Table) -> Fingerprint:
+    """Which versions of its rows a table holds, and where: no row was written between two readings that agree.
+
+    Means nothing between two servers. Raises psycopg's errors.
+    """
+    version = sql.SQL("xmin::text || ' ' || ctid::text")
+    query = sql.SQL(
+        "SELECT count(*), coalesce(sum({}), 0)::text, coalesce(sum({}), 0)::text FROM ONLY {}"
+    ).format(
+        text_hash(sql.SQL("({})").format(version), SEEDS[0]),
+        text_hash(sql.SQL("({})").format(version), SEEDS[1]),
+        table.name.sql(),
+    )
+    cursor = await conn.execute(query, prepare=False)
+    [(rows, sum0, sum1)] = await cursor.fetchall()
+    return Fingerprint(rows=rows, sum0=int(sum0), sum1=int(sum1))
+
+
 def row_texts(conn: AsyncConnection[Any], table: Table, columns: dict[str, Sequence[str]]) -> sql.Composed:
     """The query for the texts of every row of `table`: one for each entry of `columns`, named after it."""
     encoding = conn.info.parameter_status("server_encoding") or "UTF8"

@@ -21,7 +21,8 @@ from pglockstep.copy import restore
 from pglockstep.copy import source as ours
 from pglockstep.copy.rows import copy_large_objects, copy_table
 from pglockstep.copy.selection import Selection
-from pglockstep.errors import LockstepError, SourceError, SourceLacks, TargetBusy, TargetLacks, TargetNotEmpty
+from pglockstep.copy.triggers import demand_quiet
+from pglockstep.errors import LockstepError, SourceError, SourceLacks, TargetBusy, TargetNotEmpty
 from pglockstep.postgres import catalog, privileges, sequences
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, translate
@@ -86,8 +87,8 @@ async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> li
             + ", ".join(str(table.name) for table in keyless[:5]),
             hint='add a primary key to each, leave them out with `exclude`, or set without_key = "full"',
         )
-    if not await privileges.can_act_as_replica(ends.target_conn):
-        await _demand_quiet(ends, selection)
+    replica = await privileges.can_act_as_replica(ends.target_conn)
+    await demand_quiet(ends.source_conn, ends.source, ends.target_facts, selection, replica=replica)
     clients_for(ends.source_facts.major, os.environ)
     return tables
 
@@ -107,21 +108,6 @@ async def demand_empty(ends: Ends) -> None:
         raise TargetNotEmpty(
             f"the target is not empty and not ours: it holds {shown}{more}",
             hint="point `target` at an empty database (CREATE DATABASE …); pglockstep overwrites nothing",
-        )
-
-
-async def _demand_quiet(ends: Ends, selection: Selection) -> None:
-    """Without the replica role, triggers and foreign keys of the target would fire for rows that come from the source."""
-    with translate(ends.source):
-        cursor = await ends.source_conn.execute(catalog.statement("firing"))
-        every = [QualifiedName(schema, name) async for schema, name in cursor]
-    firing = [str(name) for name in every if selection.carries(*name)]
-    if firing:
-        role = ends.target_facts.role
-        raise TargetLacks(
-            f"role {role} on the target may not set session_replication_role, and triggers or foreign keys of "
-            f"{', '.join(firing[:5])} would fire for copied rows",
-            hint=privileges.replica_grant(ends.target_facts),
         )
 
 

@@ -31,6 +31,8 @@ _LONGEST_PAUSE = 30.0
 #: How often sequences are carried and the state is written down, in seconds.
 _SEQUENCES_EVERY = 10.0
 _REPORT_EVERY = 1.0
+#: How often the source is asked for tables that do not follow, in seconds.
+_LOOK_AGAIN_EVERY = 30.0
 
 
 async def keep(link: Link) -> None:
@@ -65,6 +67,9 @@ class Keeper:
             try:
                 await self._attempt(careful=tries > 0)
             except LockstepError as error:
+                if (task := asyncio.current_task()) and task.cancelling():
+                    # a group of tasks that fails while it is cancelled forgets that it was
+                    raise asyncio.CancelledError from error
                 tries = 1 if self._link.standing.applied != before else tries + 1
                 # at first start everything is told at once: a service manager tries again, a person corrects
                 if not self._lock_was_ours or not worth_another_try(error, tries):
@@ -84,13 +89,13 @@ class Keeper:
                 raise await self._held_by_other(ends)
             self._lock_was_ours = True
             record, _ = await link.ready(ends)
-            await self._warn_of_unpublished(ends, record)
             async with link.applying(ends, careful=careful) as pipeline:
                 link.standing.move(Event.STREAM_STARTED)
                 log.info("streaming from %s", pipeline.applier.progress, extra=link.about("stream.start"))
                 side = [
                     asyncio.create_task(self._report(pipeline), name="report"),
                     asyncio.create_task(self._carry_sequences(ends, pipeline), name="sequences"),
+                    asyncio.create_task(self._watch_unpublished(ends, record), name="unpublished"),
                 ]
                 try:
                     await pipeline.run()
@@ -123,22 +128,36 @@ class Keeper:
             hint="stop that process first if this one is to take over; pglockstep status shows it",
         )
 
-    async def _warn_of_unpublished(self, ends: Ends, record: LinkRecord) -> None:
+    async def _watch_unpublished(self, ends: Ends, record: LinkRecord) -> None:
+        """Say which tables do not follow, now and whenever there are others."""
+        said: list[str] = []
+        while True:
+            try:
+                silent = await self._unpublished(ends, record)
+            except LockstepError as error:
+                log.debug("the catalog was not read: %s", error, extra=self._link.about("unpublished.failed"))
+            else:
+                if silent and silent != said:
+                    log.warning(
+                        "not in the stream, so the target does not follow them: %s (unlogged, or made after the copy)",
+                        ", ".join(silent[:10]),
+                        extra=self._link.about("stream.unpublished"),
+                    )
+                said = silent
+            await asyncio.sleep(_LOOK_AGAIN_EVERY)
+
+    async def _unpublished(self, ends: Ends, record: LinkRecord) -> list[str]:
         carries = self._link.selection.carries
         with translate(ends.source):
             tables = [table for table in await catalog.tables(ends.source_conn) if carries(*table.name)]
         published = await published_tables(ends.source_conn, ends.source, record.publication)
-        if silent := [str(table.name) for table in tables if table.name not in published]:
-            log.warning(
-                "not in the stream, so the target does not follow them: %s (unlogged, or made after the copy)",
-                ", ".join(silent[:10]),
-                extra=self._link.about("stream.unpublished"),
-            )
+        return [str(table.name) for table in tables if table.name not in published]
 
 
 def worth_another_try(error: LockstepError, tries: int) -> bool:
     """Whether a link that had been running goes on by itself after its `tries`-th failure in a row. Pure."""
-    if error.transient:
+    if error.transient or isinstance(error, LinkHeld):
+        # held: by our own session that its server has not missed yet, or by a `once` that took its turn
         return True
     # a refused change may have been refused for what passes: it is repeated with care, a few times
     return type(error) in (ApplyRefused, SourceError, TargetError) and tries <= _CAREFUL_ATTEMPTS

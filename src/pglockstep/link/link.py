@@ -57,6 +57,7 @@ class Link:
             if record.phase == "streaming":
                 privileges.demand_source(ends.source_facts, needs_slot=False)
                 privileges.demand_target(ends.target_facts, needs_copy=False)
+                self.standing.belongs_to(record.id)
                 return record, 0
             log.info("taking back a copy that did not finish", extra=self.about("copy.undo"))
             await first.undo(ends, record)
@@ -72,6 +73,7 @@ class Link:
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         assert record is not None
+        self.standing.belongs_to(record.id)
         return record, copied.rows
 
     @asynccontextmanager
@@ -87,7 +89,7 @@ class Link:
         with translate(ends.source):
             await end_sender(ends.source_conn, record.slot)
         await session.demand_slot(ends, record)
-        await session.act_as_replica(ends)
+        await session.act_as_replica(ends, self.selection)
         applier = Applier(
             ends.target,
             ends.target_conn,
@@ -96,7 +98,7 @@ class Link:
             careful=careful,
             at_barrier=lambda: self.carry_sequences(ends, ends.target_conn),
         )
-        await applier.load_tables()
+        await applier.start()
         watch = await connect(ends.target, "watch")
         try:
             stream = await ReplicationConnection.open(ends.source)

@@ -20,6 +20,9 @@ from pglockstep.progress import target as progress
 from pglockstep.progress.target import Holder, LinkRecord
 from pglockstep.units import Lsn
 
+#: A daemon reports every second; one that has not for so long may be stuck, in seconds.
+_SILENT_AFTER = 10.0
+
 
 class EndOverview(msgspec.Struct, kw_only=True):
     """One end as it answered just now."""
@@ -108,6 +111,10 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
         state_as_of=status.updated_at,
     )
     _measure_lag(found, status, record, daemon=daemon)
+    silent = (datetime.now(UTC) - status.updated_at).total_seconds() if status.updated_at else 0.0
+    if daemon and silent > _SILENT_AFTER and found.state in (State.STREAMING, State.CATCHING_UP):
+        found.reason = found.reason or f"its daemon has not reported for {silent:.0f} s"
+        found.lag_seconds = round(max(found.lag_seconds or 0.0, silent), 3)
     return found
 
 

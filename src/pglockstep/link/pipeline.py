@@ -15,8 +15,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import Applier
-from pglockstep.errors import LockstepError
-from pglockstep.postgres.connect import End, translate
+from pglockstep.errors import LockstepError, TargetUnreachable
+from pglockstep.postgres.connect import End, describe, translate
 from pglockstep.postgres.replication import ReplicationConnection
 from pglockstep.units import Lsn
 from pglockstep.wal.frames import WalData, parse, status_update
@@ -29,6 +29,8 @@ _QUEUED_READS = 8
 _IDLE_PROGRESS = 5.0
 #: How often the source is told what is durable, in seconds.
 _CONFIRM_EVERY = 0.5
+#: How often the target is asked for a sign of life while there is nothing to ask it, in seconds.
+_ASK_TARGET_EVERY = 5.0
 #: How long a change may wait to be applied before the link counts as behind, in seconds.
 BEHIND_AFTER = 3.0
 
@@ -48,7 +50,9 @@ class Pipeline:
         self.applier = applier
         self.watch = watch
         self._queue: asyncio.Queue[list[bytes]] = asyncio.Queue(maxsize=_QUEUED_READS)
-        self._confirmed = applier.progress
+        # nothing: what an earlier session committed may not be on the target's disk yet
+        self._confirmed = Lsn(0)
+        self._asked_target_at = time.monotonic()
         self._idle_since = time.monotonic()
         self._unapplied_since: float | None = None
         self._asked = False
@@ -138,11 +142,19 @@ class Pipeline:
     async def _learn_flushed(self) -> None:
         """Move what may be confirmed up to the commits that the target has flushed."""
         unflushed = self.applier.unflushed
-        if not unflushed:
+        if not unflushed and time.monotonic() - self._asked_target_at < _ASK_TARGET_EVERY:
             return
-        with translate(self._target):
-            cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()::text")
-            row = await cursor.fetchone()
+        self._asked_target_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self._target.silence_timeout):
+                with translate(self._target):
+                    cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()::text")
+                    row = await cursor.fetchone()
+        except TimeoutError:
+            raise TargetUnreachable(
+                f"the target has been silent for {self._target.silence_timeout:.0f} s",
+                hint=f"is {describe(self._target.conninfo)} alive? the link reconnects by itself",
+            ) from None
         assert row is not None
         flushed = Lsn.parse(row[0])
         while unflushed and unflushed[0].target <= flushed:

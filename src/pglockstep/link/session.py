@@ -11,6 +11,8 @@ from psycopg import AsyncConnection
 from pglockstep.apply.applier import BARRIER_PREFIX
 from pglockstep.config import LinkConfig
 from pglockstep.copy.first import Ends
+from pglockstep.copy.selection import Selection
+from pglockstep.copy.triggers import demand_quiet
 from pglockstep.errors import IdentityChanged, SourceLacks
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import connect, describe, ends, translate
@@ -71,7 +73,8 @@ async def demand_slot(ends: Ends, record: LinkRecord) -> None:
     with translate(ends.source):
         cursor = await ends.source_conn.execute(
             "SELECT wal_status, confirmed_flush_lsn::text, "
-            "pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::bigint "
+            "pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::bigint, "
+            "pg_catalog.pg_current_wal_flush_lsn()::text "
             "FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = $1 AND database = pg_catalog.current_database()",
             [record.slot],
@@ -83,7 +86,13 @@ async def demand_slot(ends: Ends, record: LinkRecord) -> None:
             f"{record.progress} cannot be streamed any more",
             hint=f"copy anew: {again}",
         )
-    status, confirmed, retained = row
+    status, confirmed, retained, written = row
+    if record.progress is not None and Lsn.parse(written) < record.progress:
+        raise IdentityChanged(
+            f"the source is older than what the target already has from it: its WAL ends at {written}, the target is "
+            f"complete up to {record.progress}; was the source restored from an older copy? nothing was copied",
+            hint=f"put the newer source back; or, if this one is meant: {again}",
+        )
     if status == "lost":
         raise SourceLacks(
             f"replication slot {record.slot} was invalidated by the source, which kept {human_bytes(retained or 0)} of WAL "
@@ -117,12 +126,13 @@ async def source_position(conn: AsyncConnection) -> Lsn:
     return Lsn.parse(row[0])
 
 
-async def act_as_replica(ends: Ends) -> None:
+async def act_as_replica(ends: Ends, selection: Selection) -> None:
     """Prepare the target's session for applying: triggers and foreign keys stay quiet, commits do not wait for the disk.
 
     Progress commits with the rows, so what a crash of the target forgets, it forgets together.
     """
     allowed = await privileges.can_act_as_replica(ends.target_conn)
+    await demand_quiet(ends.target_conn, ends.target, ends.target_facts, selection, replica=allowed)
     with translate(ends.target):
         await ends.target_conn.execute("SET synchronous_commit = off")
         if allowed:

@@ -38,6 +38,11 @@ class Standing:
         self._status.reason = reason
         self._save()
 
+    def belongs_to(self, link_id: str) -> None:
+        """The link's id, which names its slot: remembered here too, should the target be lost."""
+        self._status.link_id = link_id
+        self._save()
+
     def note(self, pipeline: Pipeline) -> None:
         """Write down how far a running pipeline is."""
         self.now = after(

@@ -6,11 +6,14 @@ import msgspec
 
 from pglockstep.config import LinkConfig
 from pglockstep.copy import first
+from pglockstep.copy.first import Ends
+from pglockstep.copy.source import drop_publication, drop_slot
 from pglockstep.errors import LinkHeld
 from pglockstep.link import session
-from pglockstep.observe.state import StateDirectory
+from pglockstep.observe.state import LinkStatus, StateDirectory
 from pglockstep.postgres.connect import fingerprint, translate
 from pglockstep.progress import target as progress
+from pglockstep.progress.target import slot_name
 
 
 class Removed(msgspec.Struct, frozen=True):
@@ -37,11 +40,29 @@ async def teardown(link: LinkConfig, state: StateDirectory) -> Removed:
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         if record is None:
+            slot = await _forgotten_by_the_target(ends, state.load(key))
             state.forget(key)
-            return Removed(link.name, None, 0)
+            return Removed(link.name, slot, 0)
         session.demand_identity(ends, record)
         with translate(ends.target):
             changed = await progress.identities(ends.target_conn)
         await first.undo(ends, record)
         state.forget(key)
         return Removed(link.name, record.slot, len(changed))
+
+
+async def _forgotten_by_the_target(ends: Ends, status: LinkStatus | None) -> str | None:
+    """The target was emptied or made anew: remove what this machine knows to be ours on the source."""
+    if status is None or not status.link_id:
+        return None
+    name = slot_name(status.link_id)
+    with translate(ends.source):
+        cursor = await ends.source_conn.execute(
+            "SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 "
+            "UNION ALL SELECT FROM pg_catalog.pg_publication WHERE pubname = $1",
+            [name],
+        )
+        found = cursor.rowcount
+    await drop_slot(ends.source_conn, ends.source, name)
+    await drop_publication(ends.source_conn, ends.source, name)
+    return name if found else None

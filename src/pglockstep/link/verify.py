@@ -20,7 +20,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from pglockstep.compare import schema
-from pglockstep.compare.checksum import Fingerprint, comparable_columns, fingerprint
+from pglockstep.compare.checksum import Fingerprint, comparable_columns, fingerprint, stamp
 from pglockstep.compare.rows import count_differences
 from pglockstep.compare.sequences import SequenceBehind, behind
 from pglockstep.compare.verdict import TableResult, Verdict, link_verdict
@@ -139,21 +139,23 @@ async def _settle(
     ends: Ends, pair: _Pair, advance: Callable[[], Awaitable[None]]
 ) -> tuple[Verdict, Fingerprint, Fingerprint]:
     """Look again behind barriers at a table that differed while changes may be under way."""
-    stood_still: tuple[Fingerprint, Fingerprint] | None = None
+    seen: tuple[Fingerprint, Fingerprint] | None = None
     before = now = Fingerprint(0, 0, 0)
     for _ in range(_ROUNDS):
+        stood = await _stamp(ends, ends.source_conn, pair.source)
         before = await _read(ends, ends.source_conn, pair.source, pair.columns)
         await advance()
         now = await _read(ends, ends.target_conn, pair.target, pair.columns)
+        stamps = (stood, await _stamp(ends, ends.target_conn, pair.target))
         afterwards = await _read(ends, ends.source_conn, pair.source, pair.columns)
         if now in (before, afterwards):
             return "identical", now, now
-        if before == afterwards:
-            if stood_still == (before, now):
-                return "different", before, now
-            stood_still = (before, now)
+        if await _stamp(ends, ends.source_conn, pair.source) != stood:
+            seen = None
+        elif seen == stamps:
+            return "different", before, now
         else:
-            stood_still = None
+            seen = stamps
     return "inconclusive", before, now
 
 
@@ -176,6 +178,12 @@ async def _read(
 ) -> Fingerprint:
     with translate(ends.source if conn is ends.source_conn else ends.target):
         return await fingerprint(conn, table, columns)
+
+
+async def _stamp(ends: Ends, conn: AsyncConnection[TupleRow], table: Table) -> Fingerprint:
+    """Equal for two readings only if no row was written between them: content alone can change and change back."""
+    with translate(ends.source if conn is ends.source_conn else ends.target):
+        return await stamp(conn, table)
 
 
 async def _sequences_behind(

@@ -34,4 +34,6 @@ def configure(verbosity: int, *, daemon: bool) -> None:
     logger = logging.getLogger("pglockstep")
     logger.handlers = [handler]
     logger.propagate = False
+    # what goes wrong is said by the error that it leads to
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     logger.setLevel(logging.DEBUG if verbosity else logging.INFO)

@@ -86,7 +86,7 @@ class StateDirectory:
 
     def load(self, key: str) -> LinkStatus | None:
         """How the link stood when it was last heard of; None if it never was."""
-        with suppress(sqlite3.OperationalError), closing(self._connect()) as conn:
+        with suppress(sqlite3.Error, msgspec.MsgspecError), closing(self._connect()) as conn:
             row = conn.execute("SELECT status FROM link WHERE key = ?", [key]).fetchone()
             return None if row is None else msgspec.json.decode(row[0], type=LinkStatus)
         return None

@@ -31,6 +31,7 @@ class Column(msgspec.Struct, frozen=True):
     name: str
     type_name: str
     type_oid: int
+    type_modifier: int = -1
     not_null: bool = False
     generated: str = ""
     identity: str = ""
@@ -90,6 +91,7 @@ class _ColumnRow(msgspec.Struct):
     name: str
     type_name: str
     type_oid: int
+    type_modifier: int
     not_null: bool
     generated: str
     identity: str
@@ -132,6 +134,7 @@ async def _columns(conn: AsyncConnection, oids: Sequence[int]) -> dict[int, list
                     name=row.name,
                     type_name=row.type_name,
                     type_oid=row.type_oid,
+                    type_modifier=row.type_modifier,
                     not_null=row.not_null,
                     generated=row.generated,
                     identity=row.identity,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import msgspec
@@ -150,6 +150,7 @@ async def connect(
             if major >= 17:
                 pinned += "SET transaction_timeout = 0;"
             await conn.execute(pinned.encode(), prepare=False)
+            await _let_it_miss_us(conn, end)
             for name, value in settings.items():
                 if replication:
                     continue
@@ -158,6 +159,21 @@ async def connect(
             await conn.close()
             raise
     return conn
+
+
+async def _let_it_miss_us(conn: AsyncConnection[TupleRow], end: End) -> None:
+    """Have the server end our session soon after we are gone, and with it every lock; as far as its system can."""
+    probe = max(1, round(end.silence_timeout / 6))
+    wanted = {
+        "tcp_keepalives_idle": str(probe * 2),
+        "tcp_keepalives_interval": str(probe),
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": f"{round(end.silence_timeout * 1000)}ms",
+        "client_connection_check_interval": "2s",
+    }
+    for name, value in wanted.items():
+        with suppress(psycopg.errors.InvalidParameterValue, psycopg.errors.FeatureNotSupported):
+            await conn.execute(f"SET {name} = '{value}'".encode())
 
 
 def _parameters(end: End, purpose: str, *, replication: bool) -> dict[str, Any]:

@@ -44,12 +44,17 @@ class LinkRecord(msgspec.Struct, frozen=True):
     @property
     def slot(self) -> str:
         """The replication slot's name on the source."""
-        return f"pglockstep_{self.id}"
+        return slot_name(self.id)
 
     @property
     def publication(self) -> str:
-        """The publication's name on the source."""
-        return f"pglockstep_{self.id}"
+        """The publication's name on the source: the slot's."""
+        return slot_name(self.id)
+
+
+def slot_name(link_id: str) -> str:
+    """What our objects on a source are called: after the link's random id, never its name."""
+    return f"pglockstep_{link_id}"
 
 
 class ChangedIdentity(msgspec.Struct, frozen=True):

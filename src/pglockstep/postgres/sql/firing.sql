@@ -1,5 +1,6 @@
--- Tables with triggers or foreign keys of the user's: what would fire on the target for every row that we write.
-SELECT DISTINCT n.nspname AS schema, c.relname AS name
+-- What would fire on the target for rows that we write: triggers and foreign keys of users' tables.
+-- $1: whether we write as a replica, so that only ENABLE ALWAYS and ENABLE REPLICA triggers fire.
+SELECT n.nspname AS schema, c.relname AS name, min(t.tgname) AS trigger
 FROM pg_catalog.pg_trigger AS t
 JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -7,4 +8,6 @@ LEFT JOIN pg_catalog.pg_constraint AS k ON k.oid = t.tgconstraint
 WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pglockstep')
     AND t.tgenabled <> 'D'
     AND (NOT t.tgisinternal OR k.contype = 'f')
+    AND (NOT $1 OR (t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal))
+GROUP BY 1, 2
 ORDER BY 1, 2
