@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import LiteralString
@@ -225,6 +225,16 @@ def test_transactions_at_hand_share_a_commit(target: Target) -> None:
     assert len(target.apply(batch).unflushed) == 1
     batch = [each for n in range(10) for each in transaction(2000 + n * 10, 2005 + n * 10, T, insert(50 + n))]
     assert len(target.apply(batch, careful=True).unflushed) == 10
+
+
+def test_care_ends_when_it_has_served(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past enough transactions without a refusal, the rest shares commits again."""
+    monkeypatch.setattr("pglockstep.apply.applier._CAREFUL_TRANSACTIONS", 3)
+    target.ready(START, TABLE)
+    batch = [each for n in range(10) for each in transaction(1000 + n * 10, 1005 + n * 10, T, insert(n))]
+    applier = target.apply(batch, careful=True)
+    assert [each.source for each in applier.unflushed] == [1005, 1015, 1025, 1095]
+    assert len(contents(target.conn)["public.t"]) == 10
 
 
 def test_transactions_that_share_an_lsn(target: Target) -> None:
@@ -542,6 +552,54 @@ def test_a_column_that_changes_its_type(
 
     asyncio.run(apply())
     assert target.conn.execute("select v::text from t where id = 2").fetchone() == (value,)
+
+
+def family(*names: str) -> list[Relation]:
+    """Tables of one column, with their numbers as OIDs."""
+    return [Relation(10 + n, "public", name, "d", T.columns[:1]) for n, name in enumerate(names)]
+
+
+def test_truncate_of_partitioned_families(target: Target) -> None:
+    """The leaves of tables that refer to one another are emptied together, though their roots are not named."""
+    target.ready(
+        START,
+        "create table p (id int primary key) partition by list (id)",
+        "create table p1 partition of p for values in (1)",
+        "create table p2 partition of p for values in (2)",
+        "create table q (id int references p) partition by list (id)",
+        "create table q1 partition of q for values in (1)",
+        "create table q2 partition of q for values in (2)",
+        "insert into p values (1), (2)",
+        "insert into q values (1), (2)",
+    )
+    leaves = family("p1", "p2", "q1", "q2")
+    messages = transaction(1000, 1010, *leaves, Truncate((10, 11, 12, 13), False, False), Insert(10, (b"1",)))
+    target.refuses(TargetError, messages)
+    target.apply(messages, careful=True)
+    rows = {"public.p1": ["(1)"], "public.p2": [], "public.q1": [], "public.q2": []}
+    assert (contents(target.conn), target.progress) == (rows, 1010)
+
+
+@pytest.mark.parametrize("role", ["origin", "replica"])
+@pytest.mark.parametrize("then", ["cascade", "set null"])
+def test_truncate_takes_nothing_along(target: Target, role: str, then: LiteralString) -> None:
+    """Rows that refer to a truncated table on the target alone are neither deleted nor changed for its sake."""
+    target.ready(
+        START,
+        "create table a (id int primary key)",
+        "create table ours (id int references a on delete cascade)",
+        "insert into a values (1)",
+        "insert into ours values (1)",
+    )
+    target.conn.execute(
+        sql.SQL(
+            "alter table ours drop constraint ours_id_fkey, add foreign key (id) references a on delete {}"
+        ).format(sql.SQL(then))
+    )
+    messages = transaction(1000, 1010, *family("a"), Truncate((10,), False, False))
+    with suppress(TargetError):
+        target.apply(messages, careful=True, role=role)
+    assert contents(target.conn)["public.ours"] == ["(1)"]
 
 
 # --- progress that is not ours ---------------------------------------------------------------------

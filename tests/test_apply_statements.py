@@ -63,6 +63,69 @@ def test_a_column_that_only_the_target_computes() -> None:
         writer(column("a"), column("b", generated="s"), sent=["a", "b"])
 
 
+def typed(theirs: tuple[int, int], ours: tuple[int, int]) -> TableWriter:
+    """The writer for a table of one column, whose type's OID and modifier are `theirs` and `ours`."""
+    relation = Relation(1, "public", "t", "f", (RelationColumn("a", *theirs, False),))
+    column = Column("a", "that type", ours[0], type_modifier=ours[1])
+    return TableWriter(relation, Table(1, QualifiedName("public", "t"), (column,)))
+
+
+#: OIDs of types, and numeric's modifier for a precision and a scale.
+INT2, INT4, INT8, TEXT, VARCHAR, NUMERIC, FLOAT4, FLOAT8, TIMESTAMP = (
+    21,
+    23,
+    20,
+    25,
+    1043,
+    1700,
+    700,
+    701,
+    1114,
+)
+ENUM, OTHER_ENUM = 16_400, 23_456
+
+
+def numeric(precision: int, scale: int) -> tuple[int, int]:
+    return NUMERIC, (precision << 16 | scale) + 4
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ((FLOAT8, -1), (FLOAT4, -1)),
+        ((FLOAT4, -1), (FLOAT8, -1)),
+        ((TEXT, -1), (INT4, -1)),
+        ((INT8, -1), (INT4, -1)),
+        ((INT4, -1), numeric(5, 2)),
+        (numeric(10, 4), numeric(10, 2)),
+        ((NUMERIC, -1), numeric(10, 2)),
+        ((TIMESTAMP, -1), (TIMESTAMP, 0)),
+    ],
+)
+def test_a_type_that_would_bend_values(theirs: tuple[int, int], ours: tuple[int, int]) -> None:
+    """A column that would round a value, or read it otherwise, is refused before any row."""
+    with pytest.raises(ApplyRefused, match="column a is that type on the target only"):
+        typed(theirs, ours)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ((INT4, -1), (INT4, -1)),
+        ((INT2, -1), (INT8, -1)),
+        ((INT4, -1), (NUMERIC, -1)),
+        ((VARCHAR, 14), (TEXT, -1)),
+        ((VARCHAR, 14), (VARCHAR, 7)),
+        (numeric(10, 4), numeric(10, 4)),
+        (numeric(10, 4), (NUMERIC, -1)),
+        ((ENUM, -1), (OTHER_ENUM, -1)),
+    ],
+)
+def test_a_type_that_holds_every_value(theirs: tuple[int, int], ours: tuple[int, int]) -> None:
+    """The same type, a wider one, one that refuses by itself what does not fit, and types of the user are taken."""
+    assert typed(theirs, ours)
+
+
 @pytest.mark.parametrize("change", [Update(1, (b"1", b"2")), Delete(1, (b"1", None), old_is_key=True)])
 def test_a_change_without_identity(change: Update | Delete) -> None:
     """A change that does not say which row it was is refused, with the statement that helps."""

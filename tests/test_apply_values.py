@@ -78,6 +78,7 @@ TYPES = {
     "regclass": Values("regclass", ("pg_class", "pg_type")),
     "regtype": Values("regtype", ("integer", "text[]")),
     "int2vector": Values("int2vector", ("1 2", ""), key=False),
+    "standard's own": Values("information_schema.sql_identifier", ("a", "B")),
     "oidvector": Values("oidvector", ("1 2", "")),
     "aclitem": Values("aclitem", ("=r/postgres", "postgres=r/postgres"), key=False),
     "array": Values("int[]", ("{}", "{1,NULL}", "[0:1]={1,2}", "{1,2}", "{{1},{2}}")),

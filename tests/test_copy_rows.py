@@ -163,7 +163,6 @@ def test_settings_of_a_database_change_nothing(pair: Pair, cli: Cli, end: str) -
             "bytea_output = 'escape'",
             "search_path = 'nowhere'",
             "row_security = on",
-            "quote_all_identifiers = on",
             "default_transaction_read_only = on",
             "default_transaction_isolation = 'serializable'",
             "lc_monetary = 'C.UTF-8'",

@@ -36,7 +36,7 @@ from pglockstep.wal.messages import (
     Value,
 )
 
-#: OIDs below belong to types that are built in, and are the same in every database.
+#: OIDs below belong to types that are built in, and mean the same on every server.
 _FIRST_ASSIGNED_OID = 10_000
 #: How many statements of one table are kept for reuse.
 _SHAPES = 200
@@ -335,8 +335,6 @@ def _known(value: Value) -> bytes | None:
     return None if isinstance(value, Unchanged) else value
 
 
-#: The first OID of types that are not built in, and so mean nothing between two servers.
-_FIRST_OF_USERS = 16384
 #: Types, as (source, target), where the target's holds every value of the source's: a column being widened.
 _WIDER = {(21, 23), (21, 20), (23, 20), (21, 1700), (23, 1700), (20, 1700), (1043, 25)}
 #: numeric, time, timestamp, with their zones, and interval: a modifier rounds instead of refusing.
@@ -345,7 +343,7 @@ _ROUNDED = {1700, 1083, 1266, 1114, 1184, 1186}
 
 def _bends(theirs: RelationColumn, ours: Column) -> bool:
     """Whether the target's column would take a value of the source's in silence and hold another."""
-    if theirs.type_oid >= _FIRST_OF_USERS or ours.type_oid >= _FIRST_OF_USERS:
+    if theirs.type_oid >= _FIRST_ASSIGNED_OID or ours.type_oid >= _FIRST_ASSIGNED_OID:
         return False
     if theirs.type_oid != ours.type_oid:
         return (theirs.type_oid, ours.type_oid) not in _WIDER or ours.type_modifier != -1
