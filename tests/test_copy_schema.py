@@ -87,8 +87,8 @@ CREATE TABLE app.gone (id int NOT NULL);
 CREATE UNIQUE INDEX gone_id ON app.gone (id); ALTER TABLE app.gone REPLICA IDENTITY USING INDEX gone_id;
 DROP INDEX app.gone_id;
 CREATE TABLE app.nothing (); INSERT INTO app.nothing DEFAULT VALUES; INSERT INTO app.nothing DEFAULT VALUES;
-CREATE TABLE app.computed_only (a int GENERATED ALWAYS AS (1 + 1) STORED);
-INSERT INTO app.computed_only DEFAULT VALUES;
+CREATE TABLE app.computed_only (id int PRIMARY KEY, a int GENERATED ALWAYS AS (1 + 1) STORED);
+INSERT INTO app.computed_only VALUES (1);
 CREATE TABLE app.holey (a int, b int, c int); ALTER TABLE app.holey DROP b; INSERT INTO app.holey VALUES (1, 3);
 CREATE TABLE app.typed OF app.pair (PRIMARY KEY (a));
 
@@ -292,7 +292,7 @@ def test_what_18_brought_arrives(pair: Pair, cli: Cli) -> None:
     """Virtual columns, named and unchecked constraints, keys over periods: the newest version's own things."""
     source = pair.on_source()
     source.execute("""
-        CREATE TABLE t (id int CONSTRAINT "must be" NOT NULL, v int GENERATED ALWAYS AS (id + 1) VIRTUAL, w int);
+        CREATE TABLE t (id int CONSTRAINT "must be" NOT NULL, v int GENERATED ALWAYS AS (id + 1) VIRTUAL, w int, PRIMARY KEY (id));
         ALTER TABLE t ADD CONSTRAINT w_there NOT NULL w NOT VALID, ADD CONSTRAINT lax CHECK (w > 5) NOT ENFORCED;
         INSERT INTO t VALUES (1, DEFAULT, 1);
         CREATE TABLE period (id int4range, valid daterange, PRIMARY KEY (id, valid WITHOUT OVERLAPS));

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from fix_servers import INSTALLED, Cli, Pair, connect, on_all_pairs, wait_until
+from fix_servers import (
+    INSTALLED,
+    Cli,
+    MakeDatabase,
+    Pair,
+    Servers,
+    connect,
+    majors,
+    on_all_pairs,
+    wait_until,
+)
 from pglockstep.demo.servers import ThrowawayServer
 from test_run import Daemon, daemon, ends_identical
 
@@ -205,3 +215,22 @@ def test_a_lost_state_directory_costs_nothing(cli: Cli, pair: Pair) -> None:
     pair.on_source().execute("INSERT INTO t VALUES (1)")
     link = json.loads(cli("once", *ends, "--json").stdout)["links"][0]
     assert (link["verdict"], link["copied_rows"], link["applied_transactions"]) == ("identical", 0, 1)
+
+
+def test_the_sources_users_never_feel_us(cli: Cli, servers: Servers, make_database: MakeDatabase) -> None:
+    """From 18 on a published table refuses updates if its identity holds a generated column: refused before that."""
+    for major in majors:
+        source, target = make_database(servers.source(major)), make_database(servers.target(major))
+        with connect(source) as conn:
+            conn.execute(
+                "CREATE TABLE t (v int, twice int GENERATED ALWAYS AS (v * 2) STORED); INSERT INTO t VALUES (1)"
+            )
+            done = cli("once", "--source", source, "--target", target)
+            conn.execute("UPDATE t SET v = 2")
+            if major < 18:
+                assert done.returncode == 0, done.stderr
+                assert cli("once", "--source", source, "--target", target).returncode == 0
+            else:
+                assert done.returncode == 4, done.stderr
+                assert "public.t" in done.stderr
+                assert conn.execute("SELECT FROM pg_publication").rowcount == 0

@@ -87,6 +87,12 @@ async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> li
             + ", ".join(str(table.name) for table in keyless[:5]),
             hint='add a primary key to each, leave them out with `exclude`, or set without_key = "full"',
         )
+    if barred := ours.identified_by_generated(tables, ends.source_facts.major):
+        raise SourceLacks(
+            f"table {barred[0].name} has a generated column in its replica identity: once published, PostgreSQL "
+            f"{ends.source_facts.major} would refuse its users' own UPDATEs and DELETEs",
+            hint="give it a primary key of ordinary columns (and REPLICA IDENTITY DEFAULT), or leave it out with `exclude`",
+        )
     replica = await privileges.can_act_as_replica(ends.target_conn)
     await demand_quiet(ends.source_conn, ends.source, ends.target_facts, selection, replica=replica)
     clients_for(ends.source_facts.major, os.environ)

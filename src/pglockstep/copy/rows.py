@@ -7,10 +7,11 @@ means the same on both ends.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import suppress
 
 from psycopg import AsyncConnection, sql
 
+from pglockstep.errors import SourceBusy
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, translate
 
@@ -31,9 +32,15 @@ async def copy_table(
     copy_in = sql.SQL("COPY {}{} FROM STDIN").format(table.name.sql(), columns)
     with translate(ends[1]):
         async with target.cursor() as into:
-            async with into.copy(copy_in) as sink, aclosing(_chunks(source, ends[0], copy_out)) as chunks:
-                async for chunk in chunks:
-                    await sink.write(chunk)
+            chunks = _chunks(source, ends[0], copy_out)
+            try:
+                async with into.copy(copy_in) as sink:
+                    async for chunk in chunks:
+                        await sink.write(chunk)
+            finally:
+                # left half way, the source's COPY is cancelled: that must not hide why
+                with suppress(SourceBusy):
+                    await chunks.aclose()
             return into.rowcount
 
 

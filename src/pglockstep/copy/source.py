@@ -41,6 +41,23 @@ async def references(conn: AsyncConnection) -> list[Reference]:
     ]
 
 
+def identified_by_generated(tables: Sequence[Table], major: int) -> list[Table]:
+    """The tables whose UPDATEs and DELETEs the source itself would refuse once they are published. Pure.
+
+    From PostgreSQL 18 on a replica identity must not contain a generated column that is not published: FULL
+    contains all of them.
+    """
+    if major < 18:
+        return []
+
+    def contained(table: Table) -> bool:
+        generated = {column.name for column in table.columns if column.generated}
+        full = table.replica_identity == "f" or not table.has_replica_identity
+        return bool(generated) if full else not generated.isdisjoint(table.primary_key)
+
+    return [table for table in tables if not table.unlogged and contained(table)]
+
+
 async def owned_sequences(conn: AsyncConnection) -> list[tuple[QualifiedName, QualifiedName]]:
     """Each sequence that belongs to a column, and that column's table. Raises psycopg's errors."""
     cursor = await conn.execute(files("pglockstep.copy").joinpath("sql", "owned_sequences.sql").read_bytes())
