@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -42,9 +43,12 @@ on_all_pairs = pytest.mark.parametrize(
 
 
 def pytest_configure() -> None:
-    """The tests' own connections must not follow the settings of whoever runs them."""
+    """The tests must not follow the settings of whoever runs them."""
     for key in [key for key in os.environ if key.startswith("PG")]:
         del os.environ[key]
+    # a background job of a shell's is started deaf to Ctrl-C, and so would be every command under test
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "the condition") -> T:
