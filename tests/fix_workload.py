@@ -83,6 +83,8 @@ _PASSING = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
     psycopg.errors.IntegrityError,
+    # "tuple concurrently updated": two TRUNCATE … RESTART IDENTITY of one table
+    psycopg.errors.InternalError_,
 )
 
 

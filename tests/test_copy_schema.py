@@ -292,7 +292,8 @@ def test_what_18_brought_arrives(pair: Pair, cli: Cli) -> None:
     """Virtual columns, named and unchecked constraints, keys over periods: the newest version's own things."""
     source = pair.on_source()
     source.execute("""
-        CREATE TABLE t (id int CONSTRAINT "must be" NOT NULL, v int GENERATED ALWAYS AS (id + 1) VIRTUAL, w int, PRIMARY KEY (id));
+        CREATE TABLE t (id int CONSTRAINT "must be" NOT NULL, v int GENERATED ALWAYS AS (id + 1) VIRTUAL,
+            w int, PRIMARY KEY (id));
         ALTER TABLE t ADD CONSTRAINT w_there NOT NULL w NOT VALID, ADD CONSTRAINT lax CHECK (w > 5) NOT ENFORCED;
         INSERT INTO t VALUES (1, DEFAULT, 1);
         CREATE TABLE period (id int4range, valid daterange, PRIMARY KEY (id, valid WITHOUT OVERLAPS));
