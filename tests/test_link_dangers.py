@@ -62,6 +62,37 @@ def test_a_column_altered_on_both_ends_keeps_its_values(cli: Cli, pair: Pair) ->
         assert running.run("check")["verdict"] == "identical"
 
 
+def test_what_a_killed_copy_still_had_under_way(cli: Cli, pair: Pair) -> None:
+    """A copy killed while the source works on its last statement: that statement never lands on the next one's work.
+
+    It would publish tables that the next copy knows nothing of, and the source's users would be refused their
+    updates as soon as the replica identity is set back.
+    """
+    source = pair.on_source()
+    source.execute("CREATE TABLE keyless (v text); CREATE TABLE t (id int PRIMARY KEY)")
+    source.execute("INSERT INTO keyless VALUES ('x')")
+    waiting = (
+        "SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE PUBLICATION%' AND wait_event_type = 'Lock'"
+    )
+    with connect(pair.source) as blocker:
+        with blocker.transaction():
+            blocker.execute("LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+            first = cli.start("once", "--source", pair.source, "--target", pair.target)
+            wait_until(lambda: source.execute(waiting.encode()).rowcount == 1, 10, "the copy to wait")
+            first.kill()
+            first.wait()
+            second = cli.start("once", "--source", pair.source, "--target", pair.target)
+            # before the server looks whether the first one's client is still there
+            time.sleep(1.2)
+        said, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    assert source.execute("SELECT FROM pg_publication").rowcount == 1
+    source.execute("UPDATE keyless SET v = 'y'")
+    assert cli("teardown", "--yes", "--source", pair.source, "--target", pair.target).returncode == 0
+    assert source.execute("SELECT FROM pg_publication").rowcount == 0
+    source.execute("UPDATE keyless SET v = 'z'")
+
+
 def test_a_narrower_target_is_refused(cli: Cli, pair: Pair) -> None:
     """A target column that would round a value in silence stops the link with its name; nothing is bent."""
     pair.on_source().execute("CREATE TABLE t (id int PRIMARY KEY, n numeric)")

@@ -152,6 +152,10 @@ async def undo(ends: Ends, record: LinkRecord) -> None:
             raise TargetBusy("the copy has just been completed", hint="the same command goes on from there")
     with translate(ends.target):
         changed = await progress.identities(ends.target_conn)
+    await ours.end_work(ends.source_conn, ends.source, record.id)
+    with translate(ends.source):
+        # for this may be killed as well
+        await ours.mark_at_work(ends.source_conn, record.id)
     await ours.drop_slot(ends.source_conn, ends.source, record.slot)
     await ours.drop_publication(ends.source_conn, ends.source, record.publication)
     await ours.set_identities_back(ends.source_conn, ends.source, changed)
@@ -195,6 +199,9 @@ async def _copy(ends: Ends, record: LinkRecord, selection: Selection) -> CopyRes
     # making the slot has a patience of its own
     stream = await ReplicationConnection.open(msgspec.structs.replace(ends.source, lock_timeout=0.0))
     try:
+        with translate(ends.source):
+            for conn in (ends.source_conn, stream.conn):
+                await ours.mark_at_work(conn, record.id)
         snapshot, tables = await _prepare_source(ends, record, selection, stream)
         log.info(
             "copying %d tables as of %s",

@@ -1,5 +1,8 @@
 """Our objects on the source: replica identities, the publication, the slot. And how they are taken back.
 
+Whoever changes the source for a link marks the session as at work on it, and whoever takes that work back ends
+such sessions first: a killed process's last statement can outlive it, and must not land on what comes after.
+
 The order is the point. What a table lacks is written down on the target, then changed here; a table is
 published only once an UPDATE of it can say which row it was, so no statement of the source's users ever fails
 for our sake; the slot comes last, because one made before its publication would break at the first write in
@@ -25,6 +28,38 @@ from pglockstep.progress.target import ChangedIdentity
 
 #: How many lock_timeouts a slot may wait for the source's open transactions; it holds up nobody meanwhile.
 _SLOT_PATIENCE = 6
+
+
+async def mark_at_work(conn: AsyncConnection, link_id: str) -> None:
+    """Mark a session of the source's as at work on this link, for as long as it lives. Raises psycopg's errors."""
+    # by literal: a replication connection takes no parameters
+    statement = sql.SQL("SELECT pg_catalog.pg_advisory_lock_shared({})").format(_work(link_id))
+    await conn.execute(statement)
+
+
+async def end_work(conn: AsyncConnection, end: End, link_id: str) -> None:
+    """End the sessions that a killed process left at work on this link; waits until they are gone."""
+    others = (
+        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_locks "
+        "WHERE locktype = 'advisory' AND objsubid = 1 AND pid <> pg_catalog.pg_backend_pid() "
+        "AND (classid::bigint << 32) | objid::bigint = {} "
+        "AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
+    )
+    with translate(end):
+        for _ in range(100):
+            cursor = await conn.execute(sql.SQL(others).format(_work(link_id)))
+            if not cursor.rowcount:
+                return
+            await asyncio.sleep(0.1)
+    raise SourceBusy(
+        "a session of a copy that was killed does not end on the source",
+        hint="pg_stat_activity there shows it: its application_name begins with 'pglockstep'; it is tried again",
+    )
+
+
+def _work(link_id: str) -> sql.Literal:
+    """The key of the advisory lock: "pg" in ASCII, then the link's 48 random bits."""
+    return sql.Literal(0x7067 << 48 | int(link_id, 16))
 
 
 def without_identity(tables: Sequence[Table]) -> list[Table]:

@@ -7,7 +7,7 @@ import msgspec
 from pglockstep.config import LinkConfig
 from pglockstep.copy import first
 from pglockstep.copy.first import Ends
-from pglockstep.copy.source import drop_publication, drop_slot
+from pglockstep.copy.source import drop_publication, drop_slot, end_work
 from pglockstep.errors import LinkHeld
 from pglockstep.link import session
 from pglockstep.observe.state import LinkStatus, StateDirectory
@@ -56,6 +56,7 @@ async def _forgotten_by_the_target(ends: Ends, status: LinkStatus | None) -> str
     if status is None or not status.link_id:
         return None
     name = slot_name(status.link_id)
+    await end_work(ends.source_conn, ends.source, status.link_id)
     with translate(ends.source):
         cursor = await ends.source_conn.execute(
             "SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1 "

@@ -45,6 +45,11 @@ class ReplicationConnection:
         """Connect; raises the source's errors."""
         return cls(end, await connect(end, "stream", replication=True))
 
+    @property
+    def conn(self) -> AsyncConnection[TupleRow]:
+        """The connection itself, for plain statements while it neither streams nor has exported a snapshot."""
+        return self._conn
+
     async def create_slot(self, name: str) -> NewSlot:
         """Make a logical slot with an exported snapshot.
 
