@@ -70,6 +70,8 @@ def _shown(value: bytes | None) -> str:
 class TableWriter:
     """Makes the statements for the changes of one table.
 
+    `columns` are the target's, in the order in which the stream carries them; `key` has the positions of those
+    that name a row, none where only the whole row does; `always` those of GENERATED ALWAYS AS IDENTITY columns.
     Raises `ApplyRefused` if the target's table does not have just the columns that the stream carries.
     """
 
@@ -84,8 +86,8 @@ class TableWriter:
             raise _shape(table, f"the source's table has no column {quote_if_needed(extra[0])}")
         if computed := [name for name in sent if by_name[name].generated]:
             raise _shape(table, f"column {quote_if_needed(computed[0])} is generated on the target only")
-        self._columns: tuple[Column, ...] = tuple(by_name[name] for name in sent)
-        for theirs, ours in zip(relation.columns, self._columns, strict=True):
+        self.columns: tuple[Column, ...] = tuple(by_name[name] for name in sent)
+        for theirs, ours in zip(relation.columns, self.columns, strict=True):
             if _bends(theirs, ours):
                 raise _shape(
                     table, f"column {quote_if_needed(ours.name)} is {ours.type_name} on the target only"
@@ -93,14 +95,14 @@ class TableWriter:
         if relation.replica_identity == "f":
             positions = [sent.index(name) for name in table.primary_key if name in sent]
             whole = not table.primary_key or len(positions) < len(table.primary_key)
-            self._key: tuple[int, ...] = () if whole else tuple(positions)
+            self.key: tuple[int, ...] = () if whole else tuple(positions)
         else:
-            self._key = tuple(index for index, column in enumerate(relation.columns) if column.in_key)
-        self._always = tuple(index for index, column in enumerate(self._columns) if column.identity == "a")
+            self.key = tuple(index for index, column in enumerate(relation.columns) if column.in_key)
+        self.always = tuple(index for index, column in enumerate(self.columns) if column.identity == "a")
         self._updates: dict[tuple[object, ...], bytes] = {}
         # a statement stays prepared with the types that its parameters once had: with other types it is another one
         types = [(each.type_oid, each.type_modifier) for each in relation.columns]
-        types += [(each.type_oid, each.type_modifier) for each in self._columns]
+        types += [(each.type_oid, each.type_modifier) for each in self.columns]
         self._mark = b"/* %08x */ " % crc32(repr(types).encode())
 
     def insert(self, change: Insert) -> Statement:
@@ -117,7 +119,7 @@ class TableWriter:
         settable = tuple(
             index
             for index, value in enumerate(change.new)
-            if value is not UNCHANGED and index not in self._always
+            if value is not UNCHANGED and index not in self.always
         )
         replaced = self._replaces(change)
         nulls = tuple(value is None for _, value in old)
@@ -163,13 +165,13 @@ class TableWriter:
 
     @cached_property
     def _insert_query(self) -> bytes:
-        if not self._columns:
+        if not self.columns:
             return self._text("INSERT INTO {} DEFAULT VALUES", self._name)
-        values = sql.SQL(", ").join(map(_placeholder, range(1, len(self._columns) + 1)))
+        values = sql.SQL(", ").join(map(_placeholder, range(1, len(self.columns) + 1)))
         return self._text(
             "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
             self._name,
-            self._list(self._columns),
+            self._list(self.columns),
             values,
         )
 
@@ -178,7 +180,7 @@ class TableWriter:
             # nothing but an unchanged identity was sent; the row has to be there all the same
             return self._text("SELECT FROM ONLY {} WHERE {}", self._name, self._condition(old, 1))
         assignments = [
-            sql.SQL("{} = {}").format(sql.Identifier(self._columns[index].name), _placeholder(position))
+            sql.SQL("{} = {}").format(sql.Identifier(self.columns[index].name), _placeholder(position))
             for position, index in enumerate(settable, start=1)
         ]
         condition = self._condition(old, len(settable) + 1)
@@ -190,7 +192,7 @@ class TableWriter:
         """A GENERATED ALWAYS AS IDENTITY column takes no SET: the row is taken out and put back in one statement."""
         taken: list[sql.Composable] = []
         position = 1
-        for column, value in zip(self._columns, new, strict=True):
+        for column, value in zip(self.columns, new, strict=True):
             if value is UNCHANGED:
                 taken.append(sql.Identifier("gone", column.name))
             else:
@@ -204,17 +206,17 @@ class TableWriter:
             self._name,
             self._condition(old, position),
             self._name,
-            self._list(self._columns),
+            self._list(self.columns),
             sql.SQL(", ").join(taken),
         )
 
     def _replaces(self, change: Update) -> bool:
         """Whether a GENERATED ALWAYS AS IDENTITY column may have a new value."""
-        for index in self._always:
+        for index in self.always:
             if change.old is None:
-                if index not in self._key:
+                if index not in self.key:
                     return True
-            elif not change.old_is_key or index in self._key:
+            elif not change.old_is_key or index in self.key:
                 if change.new[index] is not UNCHANGED and change.old[index] != change.new[index]:
                     return True
             else:
@@ -223,18 +225,18 @@ class TableWriter:
 
     def _identified_by(self, row: Row, *, full: bool) -> list[tuple[int, bytes | None]]:
         """The columns and values that name the old row."""
-        if not self._key and not full:
+        if not self.key and not full:
             raise ApplyRefused(
                 f"a change of {self.table.name} does not say which row it was: the table has no replica identity",
                 hint=f"on the source: ALTER TABLE {self.table.name} REPLICA IDENTITY FULL; then copy the table again",
             )
         named: list[tuple[int, bytes | None]] = []
-        for index in self._key or range(len(self._columns)):
+        for index in self.key or range(len(self.columns)):
             value = row[index]
             if isinstance(value, Unchanged):
                 raise ApplyRefused(
                     f"a change of {self.table.name} came without the old value of column "
-                    f"{quote_if_needed(self._columns[index].name)}, which names the row",
+                    f"{quote_if_needed(self.columns[index].name)}, which names the row",
                     hint=f"on the source: ALTER TABLE {self.table.name} REPLICA IDENTITY FULL; then copy the table again",
                 )
             named.append((index, value))
@@ -245,21 +247,21 @@ class TableWriter:
         cheap: list[sql.Composable] = []
         exact: list[sql.Composable] = []
         for index, value in old:
-            column = self._columns[index]
+            column = self.columns[index]
             name = sql.Identifier(column.name)
             if value is None:
                 # not "IS NULL", which a composite of nothing but NULLs fulfils as well
                 exact.append(sql.SQL("{}::text IS NULL").format(name))
                 continue
-            if self._key:
+            if self.key:
                 cheap.append(
                     sql.SQL("{} {} {}").format(
-                        name, _equals(column), _compared(_placeholder(position), column)
+                        plain(column), equals(column), _compared(_placeholder(position), column)
                     )
                 )
             else:
                 if column.equality and _is_built_in(column) and not _names_object(column):
-                    cheap.append(sql.SQL("{} {} {}").format(name, _equals(column), _placeholder(position)))
+                    cheap.append(sql.SQL("{} {} {}").format(name, equals(column), _placeholder(position)))
                 # the sub-select is evaluated once, not for each row
                 exact.append(
                     sql.SQL('{}::text COLLATE "C" = (SELECT {}::text COLLATE "C")').format(
@@ -269,7 +271,7 @@ class TableWriter:
             position += 1
         # where no index helps, the cheap comparisons rule out most rows before a text is made of anything
         clause = sql.SQL(" AND ").join([*cheap, *exact] or [sql.SQL("true")])
-        if self._key:
+        if self.key:
             return clause
         return sql.SQL("ctid = (SELECT ctid FROM ONLY {} WHERE {} LIMIT 1)").format(self._name, clause)
 
@@ -283,10 +285,10 @@ class TableWriter:
         return row  # type: ignore[return-value]
 
     def _named(self, row: Row) -> tuple[tuple[str, bytes | None], ...]:
-        return tuple((self._columns[index].name, _known(row[index])) for index in self._key)
+        return tuple((self.columns[index].name, _known(row[index])) for index in self.key)
 
     def _shown_key(self, old: Sequence[tuple[int, bytes | None]]) -> tuple[tuple[str, bytes | None], ...]:
-        return tuple((self._columns[index].name, value) for index, value in old) if self._key else ()
+        return tuple((self.columns[index].name, value) for index, value in old) if self.key else ()
 
 
 def truncate(tables: Sequence[QualifiedName], *, restart_identity: bool) -> Statement:
@@ -306,7 +308,8 @@ def _placeholder(position: int) -> sql.Composable:
     return sql.SQL(f"${position}")
 
 
-def _equals(column: Column) -> sql.Composable:
+def equals(column: Column) -> sql.Composable:
+    """The ``=`` of the column's type, as it is written between two values."""
     return sql.SQL(column.equality or "OPERATOR(pg_catalog.=)")
 
 
@@ -314,6 +317,15 @@ def _compared(value: sql.Composable, column: Column) -> sql.Composable:
     """A key's value: its parameter takes the type that ``=`` wants, which for some types cannot read their text."""
     is_composite = not column.equality and not column.type_name.endswith("[]")
     return _cast(value, column) if is_composite or _names_object(column) else value
+
+
+def plain(column: Column, *table: str) -> sql.Composable:
+    """The column; if its type is a domain, as what that is made of, which has the operators."""
+    name = sql.Identifier(*table, column.name)
+    if not column.base_type:
+        return name
+    # format_type's spelling comes from the server, quoted and qualified by it
+    return sql.SQL("{}::{}").format(name, sql.SQL(column.base_type))
 
 
 def _is_built_in(column: Column) -> bool:

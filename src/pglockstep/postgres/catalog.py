@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import msgspec
 from psycopg import AsyncConnection
-from psycopg.rows import class_row
+from psycopg.rows import dict_row
 
 from pglockstep.postgres.names import QualifiedName
 
@@ -26,7 +26,7 @@ def statement(name: str) -> bytes:
 class Column(msgspec.Struct, frozen=True):
     """One column. `generated` is ``''``, ``'s'`` (stored) or ``'v'`` (virtual); `identity` ``''``, ``'a'``
     (always) or ``'d'`` (by default), as in ``pg_attribute``; `equality` is the type's ``=``, ready for use in a
-    statement, or empty where none is sure to work."""
+    statement, or empty where none is sure to work; `base_type` is the type that a domain stands on."""
 
     name: str
     type_name: str
@@ -36,6 +36,7 @@ class Column(msgspec.Struct, frozen=True):
     generated: str = ""
     identity: str = ""
     equality: str = ""
+    base_type: str = ""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -70,55 +71,18 @@ class Table(msgspec.Struct, frozen=True):
         return tuple(column for column in self.columns if not column.generated)
 
 
-class _TableRow(msgspec.Struct):
-    oid: int
-    schema: str
-    name: str
-    unlogged: bool
-    is_partition: bool
-    replica_identity: str
-    row_security: bool
-    forced_row_security: bool
-    owned: bool
-    readable: bool
-    estimated_rows: int
-    primary_key: list[str]
-    has_identity_index: bool
-
-
-class _ColumnRow(msgspec.Struct):
-    table_oid: int
-    name: str
-    type_name: str
-    type_oid: int
-    type_modifier: int
-    not_null: bool
-    generated: str
-    identity: str
-    equality: str
-
-
 async def tables(conn: AsyncConnection) -> list[Table]:
     """Every table of a user, sorted by schema, then name (as bytes)."""
-    async with conn.cursor(row_factory=class_row(_TableRow)) as cursor:
+    async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(statement("tables"))
         found = await cursor.fetchall()
-    columns = await _columns(conn, [row.oid for row in found])
+    columns = await _columns(conn, [row["oid"] for row in found])
     return [
         Table(
-            oid=row.oid,
-            name=QualifiedName(row.schema, row.name),
-            columns=tuple(columns.get(row.oid, ())),
-            primary_key=tuple(row.primary_key),
-            unlogged=row.unlogged,
-            is_partition=row.is_partition,
-            replica_identity=row.replica_identity,
-            has_identity_index=row.has_identity_index,
-            row_security=row.row_security,
-            forced_row_security=row.forced_row_security,
-            owned=row.owned,
-            readable=row.readable,
-            estimated_rows=row.estimated_rows,
+            name=QualifiedName(row.pop("schema"), row.pop("name")),
+            primary_key=tuple(row.pop("primary_key")),
+            columns=tuple(columns.get(row["oid"], ())),
+            **row,
         )
         for row in found
     ]
@@ -126,19 +90,8 @@ async def tables(conn: AsyncConnection) -> list[Table]:
 
 async def _columns(conn: AsyncConnection, oids: Sequence[int]) -> dict[int, list[Column]]:
     by_table: dict[int, list[Column]] = {}
-    async with conn.cursor(row_factory=class_row(_ColumnRow)) as cursor:
+    async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(statement("columns"), [list(oids)])
         for row in await cursor.fetchall():
-            by_table.setdefault(row.table_oid, []).append(
-                Column(
-                    name=row.name,
-                    type_name=row.type_name,
-                    type_oid=row.type_oid,
-                    type_modifier=row.type_modifier,
-                    not_null=row.not_null,
-                    generated=row.generated,
-                    identity=row.identity,
-                    equality=row.equality,
-                )
-            )
+            by_table.setdefault(row.pop("table_oid"), []).append(Column(**row))
     return by_table

@@ -50,6 +50,12 @@ Value = bytes | Unchanged | None
 Row = tuple[Value, ...]
 
 
+class PartialRow(Row):
+    """A row in which at least one value is `UNCHANGED`: told apart without looking at its values."""
+
+    __slots__ = ()
+
+
 class Message(msgspec.Struct, frozen=True, gc=False):
     """Any message of pgoutput."""
 

@@ -24,6 +24,7 @@ from pglockstep.wal.messages import (
     LogicalMessage,
     Message,
     Origin,
+    PartialRow,
     Relation,
     RelationColumn,
     Row,
@@ -89,6 +90,7 @@ def _row(data: bytes, position: int) -> tuple[Row, int]:
     position += 2
     values: list[Value] = []
     append = values.append
+    partial = False
     for _ in range(count):
         kind = data[position]
         position += 1
@@ -105,9 +107,10 @@ def _row(data: bytes, position: int) -> tuple[Row, int]:
             append(None)
         elif kind == _TOAST:
             append(UNCHANGED)
+            partial = True
         else:
             raise _malformed(data)
-    return tuple(values), position
+    return (PartialRow(values) if partial else tuple(values)), position
 
 
 def _decode_begin(data: bytes) -> Begin:

@@ -1,17 +1,18 @@
 -- The columns of the tables whose OIDs are given, in the order of their numbers.
 -- equality: the "=" that an index over the type would use, spelled so that no search_path is needed; empty
 -- where there is none that is sure to work (arrays and composites may hold members without one).
+-- base_type: what a domain stands on, with its modifier; empty for any other type.
 WITH base AS (
-    WITH RECURSIVE chain (type_oid, oid, basetype, typtype) AS (
-        SELECT t.oid, t.oid, t.typbasetype, t.typtype
+    WITH RECURSIVE chain (type_oid, oid, basetype, typtype, modifier, next_modifier) AS (
+        SELECT t.oid, t.oid, t.typbasetype, t.typtype, -1, t.typtypmod
         FROM pg_catalog.pg_type AS t
         WHERE t.oid IN (SELECT a.atttypid FROM pg_catalog.pg_attribute AS a WHERE a.attrelid = ANY ($1))
         UNION ALL
-        SELECT chain.type_oid, t.oid, t.typbasetype, t.typtype
+        SELECT chain.type_oid, t.oid, t.typbasetype, t.typtype, chain.next_modifier, t.typtypmod
         FROM chain
         JOIN pg_catalog.pg_type AS t ON t.oid = chain.basetype
     )
-    SELECT chain.type_oid, chain.oid, chain.typtype FROM chain WHERE chain.basetype = 0
+    SELECT chain.type_oid, chain.oid, chain.typtype, chain.modifier FROM chain WHERE chain.basetype = 0
 ),
 equality AS (
     SELECT DISTINCT ON (base.type_oid)
@@ -48,8 +49,10 @@ SELECT
     a.attnotnull AS not_null,
     a.attgenerated::text AS generated,
     a.attidentity::text AS identity,
-    coalesce(e.operator, '') AS equality
+    coalesce(e.operator, '') AS equality,
+    CASE WHEN b.oid <> a.atttypid THEN pg_catalog.format_type(b.oid, b.modifier) ELSE '' END AS base_type
 FROM pg_catalog.pg_attribute AS a
+JOIN base AS b ON b.type_oid = a.atttypid
 LEFT JOIN equality AS e ON e.type_oid = a.atttypid
 WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum

@@ -1,0 +1,217 @@
+"""From the net of a run to the few statements that carry it out on the target's table. Pure.
+
+Rows that come are copied straight into the table. Keys of rows that go, and new values of rows that change,
+are copied into a temporary table of the session's and joined with the target's. That staging table has the
+target's own types and collations, but for domains, which stand as what they are made of: one that forbids NULL
+must not mind a value that is not there.
+
+Each step says how many rows it has to touch, so that nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from typing import LiteralString, cast
+
+import msgspec
+from psycopg import sql
+
+from pglockstep.apply.encoding import copy_text
+from pglockstep.apply.net import Irregular, Net
+from pglockstep.apply.statements import TableWriter, equals, plain
+from pglockstep.wal.messages import UNCHANGED, PartialRow, Row
+
+#: More columns than this do not fit into a staging table together with a key (PostgreSQL allows 1,600).
+_WIDEST = 1500
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """A temporary table of the session's: its name, and the statement that makes it."""
+
+    name: str
+    create: bytes
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One COPY of `data`, and the statement after it, if any, that joins what was copied.
+
+    `rows` is how many rows the last of the two has to touch.
+    """
+
+    verb: str
+    copy: bytes
+    data: bytes
+    rows: int
+    then: bytes = b""
+    stage: Stage | None = None
+
+
+class TableSets:
+    """Makes the steps for one table, as its writer knows it. `number` tells its staging tables from others'."""
+
+    def __init__(self, writer: TableWriter, number: int) -> None:
+        self.writer = writer
+        self._name = writer.table.name.sql()
+        self._columns = writer.columns
+        self._key = writer.key
+        self._number = number
+        self._always = frozenset(writer.always)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the table's rows fit into a staging table."""
+        return len(self._columns) + len(self._key) <= _WIDEST
+
+    def steps(self, net: Net) -> list[Step]:
+        """The steps that carry out `net`, in order. Raises `Irregular` where no set can."""
+        deleted, inserted = list(net.deleted), list(net.inserted)
+        by_shape: dict[tuple[int, ...], list[Row]] = {}
+        if net.updated:
+            key_of = _row_getter(self._key)
+            whole = self._shape(range(len(self._columns)), moved=False)
+            getters = {whole: _row_getter(whole)}
+            for origin, row in net.updated:
+                moved = key_of(row) != origin
+                if self._always and (moved or not self._always.issubset(self._key)):
+                    # GENERATED ALWAYS AS IDENTITY takes no SET: the row is taken out and put back
+                    if type(row) is PartialRow:
+                        raise Irregular
+                    deleted.append(origin)
+                    inserted.append(row)
+                    continue
+                shape = whole
+                if moved or type(row) is PartialRow:
+                    sent = [index for index, value in enumerate(row) if value is not UNCHANGED]
+                    shape = self._shape(sent, moved=moved)
+                    getters.setdefault(shape, _row_getter(shape))
+                by_shape.setdefault(shape, []).append(origin + getters[shape](row))
+        steps = []
+        if net.removed:
+            steps.append(self._remove(net.removed))
+        if deleted:
+            steps.append(self._delete(deleted))
+        steps += [self._update(shape, rows) for shape, rows in by_shape.items()]
+        if inserted:
+            copy = self._copy(self._name, [column.name for column in self._columns])
+            steps.append(Step("INSERT", copy, copy_text(inserted), len(inserted)))
+        return steps
+
+    def _shape(self, sent: Iterable[int], *, moved: bool) -> tuple[int, ...]:
+        """The positions of the columns that are set; the key's only if a row got another one."""
+        return tuple(index for index in sent if moved or index not in self._key)
+
+    def _delete(self, keys: Sequence[Row]) -> Step:
+        stage, names = self._stage("d", self._key, ())
+        then = self._format(
+            "DELETE FROM ONLY {} AS t USING {} AS s WHERE {}", self._name, _temporary(stage), self._matches()
+        )
+        return Step(
+            "DELETE", self._copy(_temporary(stage), names), copy_text(keys), len(keys), then=then, stage=stage
+        )
+
+    def _update(self, shape: tuple[int, ...], rows: Sequence[Row]) -> Step:
+        stage, names = self._stage("u", self._key, range(len(self._columns)))
+        chosen = [*names[: len(self._key)], *(names[len(self._key) + index] for index in shape)]
+        if shape:
+            assignments = sql.SQL(", ").join(
+                sql.SQL("{} = s.{}").format(
+                    sql.Identifier(self._columns[index].name), sql.Identifier(f"v{index}")
+                )
+                for index in shape
+            )
+            then = self._format(
+                "UPDATE ONLY {} AS t SET {} FROM {} AS s WHERE {}",
+                self._name,
+                assignments,
+                _temporary(stage),
+                self._matches(),
+            )
+        else:
+            # nothing but unchanged keys: the rows have to be there all the same
+            then = self._format(
+                "SELECT FROM ONLY {} AS t, {} AS s WHERE {}", self._name, _temporary(stage), self._matches()
+            )
+        return Step(
+            "UPDATE", self._copy(_temporary(stage), chosen), copy_text(rows), len(rows), then=then, stage=stage
+        )
+
+    def _remove(self, rows: Sequence[tuple[Row, int]]) -> Step:
+        """Take out as many of several equal rows as are wanted, and no more; rows are told apart by their text."""
+        stage, names = self._stage("r", (), range(len(self._columns)), counted=True)
+        ours = [sql.Identifier("t", column.name) for column in self._columns]
+        theirs = [sql.Identifier("s", name) for name in names[:-1]]
+        then = self._format(
+            "DELETE FROM ONLY {} WHERE ctid = ANY (ARRAY("
+            "SELECT f.at FROM (SELECT t.ctid AS at, s.n, pg_catalog.row_number() OVER (PARTITION BY s.row) AS nth "
+            "FROM ONLY {} AS t JOIN (SELECT s.n, {} AS row FROM {} AS s) AS s ON {} = s.row) AS f "
+            "WHERE f.nth <= f.n))",
+            self._name,
+            self._name,
+            _as_text(theirs),
+            _temporary(stage),
+            _as_text(ours),
+        )
+        data = copy_text([(*row, str(count).encode()) for row, count in rows])
+        wanted = sum(count for _, count in rows)
+        return Step("DELETE", self._copy(_temporary(stage), names), data, wanted, then=then, stage=stage)
+
+    def _matches(self) -> sql.Composable:
+        """The join of the target's table t with a staging table s by the key."""
+        return sql.SQL(" AND ").join(
+            sql.SQL("{} {} s.{}").format(
+                plain(self._columns[index], "t"),
+                equals(self._columns[index]),
+                sql.Identifier(f"k{position}"),
+            )
+            for position, index in enumerate(self._key)
+        )
+
+    def _stage(
+        self, kind: str, key: Sequence[int], values: Sequence[int], *, counted: bool = False
+    ) -> tuple[Stage, list[str]]:
+        """A staging table for keys and values, and the names of its columns."""
+        named = [(f"k{position}", index) for position, index in enumerate(key)]
+        named += [(f"v{index}", index) for index in values]
+        columns: list[sql.Composable] = [
+            sql.SQL("{} AS {}").format(plain(self._columns[index], "t"), sql.Identifier(name))
+            for name, index in named
+        ]
+        names = [name for name, _ in named]
+        if counted:
+            columns.append(sql.SQL("0::bigint AS n"))
+            names.append("n")
+        name = f"pglockstep_{kind}{self._number}"
+        # CREATE TABLE AS takes over types, modifiers and collations as they are
+        create = self._format(
+            "CREATE TEMPORARY TABLE {} ON COMMIT DELETE ROWS AS SELECT {} FROM ONLY {} AS t WITH NO DATA",
+            sql.Identifier(name),
+            sql.SQL(", ").join(columns),
+            self._name,
+        )
+        return Stage(name, create), names
+
+    def _copy(self, table: sql.Composable, names: Sequence[str]) -> bytes:
+        columns = sql.SQL(", ").join(map(sql.Identifier, names))
+        listed = sql.SQL(" ({})").format(columns) if names else sql.SQL("")
+        return self._format("COPY {}{} FROM STDIN", table, listed)
+
+    def _format(self, template: LiteralString, *parts: sql.Composable) -> bytes:
+        return sql.SQL(template).format(*parts).as_bytes()
+
+
+def _row_getter(positions: Sequence[int]) -> Callable[[Row], Row]:
+    """What takes the values at these positions out of a row."""
+    if len(positions) > 1:
+        return cast(Callable[[Row], Row], itemgetter(*positions))
+    return lambda row: tuple(row[index] for index in positions)
+
+
+def _temporary(stage: Stage) -> sql.Identifier:
+    return sql.Identifier("pg_temp", stage.name)
+
+
+def _as_text(columns: Sequence[sql.Composable]) -> sql.Composable:
+    """A text that two rows share only if all of their values do."""
+    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns)
+    return sql.SQL('ROW({})::text COLLATE "C"').format(texts)
