@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from fix_servers import Pair, Servers, connect, drop_database, majors
-from pglockstep.apply.applier import BARRIER_PREFIX, Applier
+from pglockstep.apply.applier import Applier
+from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.errors import (
     ApplyRefused,
     LockstepError,

@@ -1,9 +1,11 @@
-"""The session that repeats a source's transactions on the target, row by row in the source's order.
+"""The session that repeats a source's transactions on the target.
 
 Its promise: progress moves in the very commit that carries the rows, so a crash at any instruction repeats
-nothing and loses nothing. Complete transactions at hand share one target commit; statements travel in
-libpq's pipeline. Nothing is skipped: a row that is not there, or that the target refuses, ends the session,
-and its open transaction is rolled back.
+nothing and loses nothing. Nothing is skipped: a row that is not there, or that the target refuses, ends the
+session, and its open transaction is rolled back.
+
+A table's few changes go row by row, in one exchange with the target; many go as sets. A set that the target
+refuses, because unique values change hands inside of it, is repeated row by row in the source's order.
 
 In *careful* mode every transaction commits by itself and statements go one at a time: slower, but a refusal
 names its statement. It is how a failed batch is tried again.
@@ -12,7 +14,7 @@ names its statement. It is how a failed batch is tried again.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -21,33 +23,42 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 
-from pglockstep.apply.statements import Statement, TableWriter, truncate
-from pglockstep.errors import ApplyRefused, ProtocolViolation
+from pglockstep.apply.batch import Batch, BatchBuilder, Run
+from pglockstep.apply.net import Irregular, net
+from pglockstep.apply.session import Outcome, Query, Session
+from pglockstep.apply.sets import TableSets
+from pglockstep.apply.staging import Staging
+from pglockstep.apply.statements import Statement
+from pglockstep.errors import ApplyRefused, TargetError
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, is_gone, translate, translated
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
 from pglockstep.wal.frames import unix_time
-from pglockstep.wal.messages import (
-    Begin,
-    Commit,
-    Delete,
-    Insert,
-    LogicalMessage,
-    Message,
-    Relation,
-    Truncate,
-    Update,
-)
+from pglockstep.wal.messages import Commit, Message, Relation
 
+#: From how many changes on a table's run goes as sets: below, the statements of rows cost less than a set's.
+SETS_FROM = 40
 #: Statements sent to the target before their results are read, and their parameters' bytes.
-_PIPELINED = 500
+_PIPELINED = 1000
 _PIPELINED_BYTES = 1 << 20
-
-
 #: How many transactions in careful mode are enough to be past the one that was refused.
 _CAREFUL_TRANSACTIONS = 1000
+
+_BEGIN = (b"BEGIN", b"SET CONSTRAINTS ALL DEFERRED")
+#: Fails, and the transaction with it, unless just our row moves, and forwards.
+_MOVE_PROGRESS = b"""
+WITH moved AS (
+    UPDATE pglockstep.progress
+    SET lsn = $1::pg_lsn, commit_time = coalesce($2::timestamptz, commit_time),
+        written_at = pg_catalog.clock_timestamp()
+    WHERE link = $3 AND lsn <= $1::pg_lsn
+    RETURNING 1
+)
+SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('pglockstep.progress: ' || count(*))::integer END FROM moved
+"""
+_POSITION: Query = (b"SELECT pg_catalog.pg_current_wal_insert_lsn()::text", ())
 
 
 class _SourceText(Dumper):
@@ -67,7 +78,11 @@ class Commitment(msgspec.Struct, frozen=True):
 
 
 class Applier:
-    """Applies messages in order. One instance lives as long as its connection, which already holds the lock."""
+    """Applies batches in order. One instance lives as long as its connection, which already holds the lock.
+
+    `catalog_conn`, if it is another one, is where the target's catalog is read while a batch is under way;
+    `copied` are the tables that were copied later than `progress`, and as of when.
+    """
 
     def __init__(
         self,
@@ -77,28 +92,37 @@ class Applier:
         progress: Lsn,
         *,
         careful: bool = False,
+        sets_from: int = SETS_FROM,
         at_barrier: Callable[[], Awaitable[None]] | None = None,
+        catalog_conn: AsyncConnection[TupleRow] | None = None,
+        copied: Mapping[QualifiedName, Lsn] | None = None,
     ) -> None:
         self._end = end
         self._conn = conn
+        self._session = Session(conn)
+        self._staging = Staging(end, self._session)
+        self._catalog_conn = catalog_conn or conn
         self._link = link
-        self._careful = careful
+        self._sets_from = sets_from
         self._at_barrier = at_barrier
         self._tables: dict[QualifiedName, Table] = {}
-        self._writers: dict[int, TableWriter] = {}
+        self._sets: dict[QualifiedName, TableSets] = {}
+        self._numbered = 0
         self._pending: list[Statement] = []
         self._pending_bytes = 0
-        self._in_source_transaction = False
-        self._skipping = False
         self._open = False
         self._carry = False
-        self._last_commit: Commit | None = None
-        self._has_changes = False
-        self._group_transactions = 0
         self._group: Counter[str] = Counter()
+        self._careful = careful
+        #: gathers messages into the batches that `run` takes
+        self.builder = BatchBuilder(link, progress, copied=copied)
+        self.builder.one_by_one = careful
         self.progress = progress
         self.transactions = 0
         self.changes: Counter[str] = Counter()
+        #: runs that went as sets, and runs that had to be repeated row by row
+        self.sets = 0
+        self.clashes = 0
         self.last_applied_at: datetime | None = None
         #: commits that the target has made but perhaps not yet flushed, oldest first
         self.unflushed: deque[Commitment] = deque()
@@ -106,8 +130,8 @@ class Applier:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether the source's current transaction has begun here and not ended yet."""
-        return self._in_source_transaction
+        """Whether a transaction is open here, or has begun on its way from the source."""
+        return self._open or self.builder.in_transaction
 
     async def start(self) -> None:
         """Before the first message: read the target's catalog, and see how far its WAL is.
@@ -115,126 +139,143 @@ class Applier:
         An earlier session may have committed our progress without waiting for the disk.
         """
         with translate(self._end):
-            cursor = await self._conn.execute("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
-            row = await cursor.fetchone()
-        assert row is not None
-        self.unflushed.append(Commitment(Lsn.parse(row[0]), self.progress))
+            # the joins of sets are short, and their tables' pages mostly at hand
+            await self._session.script(b"SET jit = off; SET random_page_cost = 1.1")
+            (position,) = await self._session.run([_POSITION])
+        self._note_commit(position, self.progress)
         await self.load_tables()
 
     async def load_tables(self) -> None:
         """Read the target's catalog."""
         with translate(self._end):
-            self._tables = {table.name: table for table in await catalog.tables(self._conn)}
+            self._tables = {table.name: table for table in await catalog.tables(self._catalog_conn)}
 
-    async def apply(self, messages: Sequence[Message]) -> None:
-        """Apply messages; every transaction that is complete afterwards is committed."""
-        last = next((i for i in range(len(messages) - 1, -1, -1) if isinstance(messages[i], Commit)), -1)
-        for index, message in enumerate(messages):
-            await self._take(message, commit=index == last or self._careful)
-        await self._flush()
-
-    async def move_progress(self, lsn: Lsn) -> None:
-        """Note that the source has nothing to send before `lsn`; only between transactions."""
-        if lsn > self.progress and not self._open and not self._in_source_transaction:
-            await self._commit(lsn, None)
-
-    async def _take(self, message: Message, *, commit: bool) -> None:
-        match message:
-            case Begin():
-                if self._in_source_transaction:
-                    raise ProtocolViolation("the source began a transaction inside another")
-                self._in_source_transaction = True
-                # its commit record starts before our progress: applied already
-                self._skipping = message.final_lsn < self.progress
-            case Commit():
-                await self._take_commit(message, commit=commit)
-            case Relation():
-                await self._take_relation(message)
-            case Insert() | Update() | Delete() | Truncate():
-                if not self._in_source_transaction:
-                    raise ProtocolViolation("the source sent a change outside of any transaction")
-                if not self._skipping:
-                    await self._add(self._statement(message))
-            case LogicalMessage():
-                if (
-                    message.prefix == BARRIER_PREFIX
-                    and message.content.decode(errors="replace") == self._link
-                ):
-                    self._carry = True
-            case _:
-                pass
-
-    async def _take_commit(self, message: Commit, *, commit: bool) -> None:
-        if not self._in_source_transaction:
-            raise ProtocolViolation("the source ended a transaction that did not begin")
-        self._in_source_transaction = False
-        if not self._skipping:
-            self._last_commit = message
-            self._group_transactions += self._has_changes
-        self._has_changes = False
-        self._skipping = False
-        if commit and self._last_commit is not None:
-            done, self._last_commit = self._last_commit, None
-            await self._commit(Lsn(done.end_lsn), done)
-
-    async def _take_relation(self, message: Relation) -> None:
-        name = QualifiedName(message.schema, message.name)
-        if name not in self._tables or message.relation_id in self._writers:
+    async def describe(self, relation: Relation) -> None:
+        """Take a table's description; raises `ApplyRefused` if the target's table does not fit it."""
+        name = QualifiedName(relation.schema, relation.name)
+        if name not in self._tables or self.builder.knows(relation.relation_id):
             # described anew: both ends may have been altered
             await self.load_tables()
+        try:
+            self.builder.describe(relation, self._table(name))
+        except ApplyRefused:
+            # the target may have been altered since its catalog was read
+            await self.load_tables()
+            self.builder.describe(relation, self._table(name))
+
+    def _table(self, name: QualifiedName) -> Table:
         if name not in self._tables:
             raise ApplyRefused(
                 f"table {name} is not on the target",
                 hint=f"create it there as it is on the source, or leave it out with exclude = ['{name}']",
             )
-        try:
-            self._writers[message.relation_id] = TableWriter(message, self._tables[name])
-        except ApplyRefused:
-            # the target may have been altered since its catalog was read
-            await self.load_tables()
-            self._writers[message.relation_id] = TableWriter(message, self._tables[name])
+        return self._tables[name]
 
-    def _statement(self, change: Insert | Update | Delete | Truncate) -> Statement:
+    async def apply(self, messages: Sequence[Message]) -> None:
+        """Apply messages as they come; every transaction that is complete afterwards is committed."""
+        for message in messages:
+            if isinstance(message, Relation):
+                await self.describe(message)
+            else:
+                self.builder.take(message, 0)
+            while self.builder.full:
+                await self.run(self.builder.seal())
+        if self.builder.ready:
+            await self.run(self.builder.seal())
+
+    async def run(self, batch: Batch) -> None:
+        """Apply a batch, and commit it unless it ends in the middle of a transaction."""
+        self._carry = self._carry or batch.carry
+        for step in batch.steps:
+            if isinstance(step, Statement):
+                self._group["truncate"] += 1
+                await self._flush()
+                await self._add(step)
+                await self._flush()
+            else:
+                for run in step.values():
+                    await self._run(run)
+        if batch.commit is None:
+            await self._flush()
+            return
+        await self._commit(Lsn(batch.commit.end_lsn), batch.commit)
+        self.transactions += batch.transactions
+        self.changes += self._group
+        self._group.clear()
+        self.last_applied_at = datetime.now(UTC)
+        if self.transactions >= _CAREFUL_TRANSACTIONS:
+            self._careful = self.builder.one_by_one = False
+
+    async def move_progress(self, lsn: Lsn) -> None:
+        """Note that the source has nothing to send before `lsn`; only between transactions."""
+        if lsn > self.progress and not self.in_transaction:
+            await self._commit(lsn, None)
+
+    async def _run(self, run: Run) -> None:
+        for kind, count in Counter(map(type, run.changes)).items():
+            self._group[kind.__name__.lower()] += count
+        if not self._careful and len(run.changes) >= self._sets_from and await self._as_sets(run):
+            return
+        statement = run.writer.statement
+        for change in run.changes:
+            await self._add(statement(change))
+
+    async def _as_sets(self, run: Run) -> bool:
+        """Carry out a run as sets; false, with nothing done, if it has to go row by row."""
+        sets = self._sets.get(run.writer.table.name)
+        if sets is None or sets.writer is not run.writer:
+            self._numbered += 1
+            sets = self._sets[run.writer.table.name] = TableSets(run.writer, self._numbered)
+        if not sets.fits:
+            return False
         try:
-            if isinstance(change, Truncate):
-                names = [self._writers[each].table.name for each in change.relation_ids]
-                # the source's sequences may have moved on since: the target's must not stay behind their start
-                self._carry = self._carry or change.restart_identity
-                return truncate(names, restart_identity=change.restart_identity)
-            writer = self._writers[change.relation_id]
-        except KeyError:
-            raise ProtocolViolation("the source sent a change of a table that it did not describe") from None
-        if isinstance(change, Insert):
-            return writer.insert(change)
-        return writer.update(change) if isinstance(change, Update) else writer.delete(change)
+            steps = sets.steps(net(run.changes, run.writer.key))
+        except Irregular:
+            return False
+        await self._flush()
+        begin, self._open = () if self._open else _BEGIN, True
+        if await self._staging.carry_out(steps, begin):
+            self.sets += 1
+            return True
+        self.clashes += 1
+        return False
 
     async def _add(self, statement: Statement) -> None:
         self._pending.append(statement)
         self._pending_bytes += sum(len(value) for value in statement.parameters if value is not None)
-        self._group[statement.verb.lower()] += 1
-        self._has_changes = True
         if len(self._pending) >= _PIPELINED or self._pending_bytes >= _PIPELINED_BYTES:
             await self._flush()
 
     async def _flush(self) -> None:
+        """Run what is pending, and see that each statement touched what it should."""
         if not self._pending:
             return
-        statements, self._pending, self._pending_bytes = self._pending, [], 0
         if self._careful:
-            await self._run_one_by_one(statements)
-            return
+            await self._run_one_by_one(self._take_pending())
+        else:
+            await self._exchange([])
+
+    async def _exchange(self, then: Sequence[Query]) -> list[Outcome]:
+        """Run what is pending, and `then`, in one exchange; returns what `then` came to."""
+        begin = [] if self._open else [(each, ()) for each in _BEGIN]
+        statements = self._take_pending()
+        queries = [*begin, *((each.query, each.parameters) for each in statements), *then]
+        self._open = True
         with translate(self._end):
-            async with self._conn.pipeline():
-                await self._begin()
-                cursors = [
-                    await self._conn.execute(each.query, each.parameters, prepare=True) for each in statements
-                ]
-        for statement, cursor in zip(statements, cursors, strict=True):
-            _demand_one_row(statement, cursor.rowcount)
+            outcomes = await self._session.run(queries)
+        for statement, outcome in zip(statements, outcomes[len(begin) :], strict=False):
+            _demand_one_row(statement, outcome.rows)
+        return outcomes[len(outcomes) - len(then) :]
+
+    def _take_pending(self) -> list[Statement]:
+        statements, self._pending, self._pending_bytes = self._pending, [], 0
+        return statements
 
     async def _run_one_by_one(self, statements: Sequence[Statement]) -> None:
-        with translate(self._end):
-            await self._begin()
+        if not self._open:
+            with translate(self._end):
+                await self._session.script(b";".join(_BEGIN))
+            self._open = True
         for statement in statements:
             try:
                 cursor = await self._run_one(statement)
@@ -263,56 +304,40 @@ class Applier:
                 cursor = await self._conn.execute(query)
             return cursor
 
-    async def _begin(self) -> None:
-        if not self._open:
-            await self._conn.execute("BEGIN")
-            await self._conn.execute("SET CONSTRAINTS ALL DEFERRED")
-            self._open = True
-
     async def _commit(self, lsn: Lsn, commit: Commit | None) -> None:
         """Write `lsn` as progress and commit it with everything since the last commit."""
-        await self._flush()
+        if self._careful or any(statement.verb != "INSERT" for statement in self._pending):
+            # what may find no row is looked at before its commit
+            await self._flush()
         if self._carry and self._at_barrier is not None:
+            await self._flush()
             await self._at_barrier()
         self._carry = False
-        time = None if commit is None else datetime.fromtimestamp(unix_time(commit.commit_time), UTC)
-        with translate(self._end):
-            async with self._conn.pipeline():
-                await self._begin()
-                moved = await self._conn.execute(
-                    "UPDATE pglockstep.progress SET lsn = $1::pg_lsn, commit_time = coalesce($2, commit_time), "
-                    "written_at = pg_catalog.clock_timestamp() WHERE link = $3 AND lsn <= $1::pg_lsn",
-                    [str(lsn), time, self._link],
-                )
-            if moved.rowcount != 1:
-                raise ApplyRefused(
-                    "the link's progress on the target is gone or moved on without us",
-                    hint="did somebody change schema pglockstep there? `pglockstep check` tells how the ends stand",
-                )
-            async with self._conn.pipeline():
-                done = await self._conn.execute("COMMIT")
-                position = await self._conn.execute("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")
-            row = await position.fetchone()
-        if done.statusmessage != "COMMIT":
+        time = None
+        if commit is not None:
+            time = datetime.fromtimestamp(unix_time(commit.commit_time), UTC).isoformat().encode()
+        move: Query = (_MOVE_PROGRESS, (str(lsn).encode(), time, self._link.encode()))
+        try:
+            _, done, position = await self._exchange([move, (b"COMMIT", ()), _POSITION])
+        except TargetError as error:
+            if "pglockstep.progress: " not in error.message:
+                raise
+            raise ApplyRefused(
+                "the link's progress on the target is gone or moved on without us",
+                hint="did somebody change schema pglockstep there? `pglockstep check` tells how the ends stand",
+            ) from error
+        if done.tag != b"COMMIT":
             raise ApplyRefused(
                 "the target rolled a transaction back instead of committing it", hint="see the target's log"
             )
         self._open = False
+        self._staging.ended()
         self.progress = lsn
-        if row is not None:
-            self.unflushed.append(Commitment(Lsn.parse(row[0]), lsn))
-        self.transactions += self._group_transactions
-        if self.transactions >= _CAREFUL_TRANSACTIONS:
-            self._careful = False
-        self.changes += self._group
-        self._group_transactions = 0
-        self._group = Counter()
-        if commit is not None:
-            self.last_applied_at = datetime.now(UTC)
+        self._note_commit(position, lsn)
 
-
-#: The prefix of the logical messages that mark a barrier; their content is the link's id.
-BARRIER_PREFIX = "pglockstep barrier"
+    def _note_commit(self, position: Outcome, source: Lsn) -> None:
+        assert position.value is not None
+        self.unflushed.append(Commitment(Lsn.parse(position.value.decode()), source))
 
 
 def _demand_one_row(statement: Statement, rows: int) -> None:

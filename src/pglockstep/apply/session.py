@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import count
 
 import msgspec
 import psycopg
@@ -23,6 +24,9 @@ _KEPT = 1000
 _FORGOTTEN_AT_ONCE = 200
 #: Bytes of a COPY handed to libpq at once: it keeps what the socket does not take.
 _CHUNK = 1 << 18
+
+#: Names of prepared statements: never twice, as a connection may see several sessions one after the other.
+_numbers = count(1)
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -40,7 +44,6 @@ class Session:
         self._conn = conn
         self._pgconn = conn.pgconn
         self._prepared: dict[bytes, bytes] = {}
-        self._named = 0
 
     async def run(self, queries: Sequence[Query]) -> list[Outcome]:
         """Run single statements with values as text, all in one exchange; the first that fails ends it.
@@ -58,8 +61,7 @@ class Session:
             for query, values in queries:
                 name = self._prepared.get(query)
                 if name is None:
-                    self._named += 1
-                    name = self._prepared[query] = b"ls_%d" % self._named
+                    name = self._prepared[query] = b"pglockstep_%d" % next(_numbers)
                     prepared_now.append(query)
                     pgconn.send_prepare(name, query)
                     own.append(False)
@@ -125,9 +127,7 @@ def _until_synced(pgconn: pq.abc.PGconn) -> PQGen[list[pq.abc.PGresult]]:
             results.append(result)
 
 
-def _with_copies(
-    pgconn: pq.abc.PGconn, data: Iterable[bytes]
-) -> PQGen[list[pq.abc.PGresult]]:
+def _with_copies(pgconn: pq.abc.PGconn, data: Iterable[bytes]) -> PQGen[list[pq.abc.PGresult]]:
     """Gather the results of a script, and give each COPY its data when the server asks for it."""
     results: list[pq.abc.PGresult] = []
     supply = iter(data)

@@ -133,7 +133,12 @@ class TableSets:
                 "SELECT FROM ONLY {} AS t, {} AS s WHERE {}", self._name, _temporary(stage), self._matches()
             )
         return Step(
-            "UPDATE", self._copy(_temporary(stage), chosen), copy_text(rows), len(rows), then=then, stage=stage
+            "UPDATE",
+            self._copy(_temporary(stage), chosen),
+            copy_text(rows),
+            len(rows),
+            then=then,
+            stage=stage,
         )
 
     def _remove(self, rows: Sequence[tuple[Row, int]]) -> Step:

@@ -105,6 +105,12 @@ class TableWriter:
         types += [(each.type_oid, each.type_modifier) for each in self.columns]
         self._mark = b"/* %08x */ " % crc32(repr(types).encode())
 
+    def statement(self, change: Insert | Update | Delete) -> Statement:
+        """The statement that repeats `change`."""
+        if isinstance(change, Insert):
+            return self.insert(change)
+        return self.update(change) if isinstance(change, Update) else self.delete(change)
+
     def insert(self, change: Insert) -> Statement:
         """The INSERT that repeats `change`."""
         values = self._sent(change.new, "INSERT")

@@ -90,17 +90,18 @@ class Link:
             await end_sender(ends.source_conn, record.slot)
         await session.demand_slot(ends, record)
         await session.act_as_replica(ends, self.selection)
-        applier = Applier(
-            ends.target,
-            ends.target_conn,
-            record.id,
-            record.progress,
-            careful=careful,
-            at_barrier=lambda: self.carry_sequences(ends, ends.target_conn),
-        )
-        await applier.start()
         watch = await connect(ends.target, "watch")
         try:
+            applier = Applier(
+                ends.target,
+                ends.target_conn,
+                record.id,
+                record.progress,
+                careful=careful,
+                at_barrier=lambda: self.carry_sequences(ends, ends.target_conn),
+                catalog_conn=watch,
+            )
+            await applier.start()
             stream = await ReplicationConnection.open(ends.source)
             try:
                 await stream.start(record.slot, record.publication, record.progress)

@@ -1,4 +1,5 @@
-"""The pipeline of a link: receive, decode, apply, confirm; each a named task, joined by a bounded queue.
+"""The pipeline of a link: receive, decode, apply, confirm; each a named task, bounded in bytes by the
+size of a batch: one is being applied, one waits, one is being gathered, and the rest stays with the source.
 
 What is confirmed to the source is only ever progress whose commit the target has flushed to its disk. While
 nothing is in flight, progress follows the source's own position, or a quiet database would pin the WAL of a
@@ -9,22 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import deque
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import Applier
+from pglockstep.apply.batch import Batch
 from pglockstep.errors import LockstepError, TargetUnreachable
 from pglockstep.postgres.connect import End, describe, translate
 from pglockstep.postgres.replication import ReplicationConnection
 from pglockstep.units import Lsn
-from pglockstep.wal.frames import WalData, parse, status_update
-from pglockstep.wal.messages import Message
+from pglockstep.wal.frames import Keepalive, WalData, parse, payload, status_update
+from pglockstep.wal.messages import Relation
 from pglockstep.wal.pgoutput import decode
 
-#: Reads waiting to be applied; each is bounded in bytes by the connection that makes it.
-_QUEUED_READS = 8
+#: So many bytes of changes are applied at once; more are gathered until the source pauses for so long, in
+#: seconds, but no longer than that.
+_FEW = 32 << 10
+_PAUSE = 0.002
+_LONGEST_GATHERING = 0.05
 #: How long progress may lag behind an idle source's position before it is written, in seconds.
 _IDLE_PROGRESS = 5.0
 #: How often the source is told what is durable, in seconds.
@@ -49,7 +54,10 @@ class Pipeline:
         self._stream = stream
         self.applier = applier
         self.watch = watch
-        self._queue: asyncio.Queue[list[bytes]] = asyncio.Queue(maxsize=_QUEUED_READS)
+        # full batches that wait for the target: one at the most
+        self._full: deque[Batch] = deque()
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
         # nothing: what an earlier session committed may not be on the target's disk yet
         self._confirmed = Lsn(0)
         self._asked_target_at = time.monotonic()
@@ -86,42 +94,78 @@ class Pipeline:
         await self.confirm_rest()
 
     async def _receive(self) -> None:
+        """Gather what arrives into batches, beside the target's work on the batches before."""
+        builder = self.applier.builder
         while True:
             frames = await self._stream.read()
             self.heard_at = time.monotonic()
-            await self._queue.put(frames)
+            if self._unapplied_since is None:
+                self._unapplied_since = self.heard_at
+            for frame in frames:
+                data = payload(frame)
+                if data is None:
+                    self._hear(parse(frame))
+                    continue
+                message = decode(data)
+                if isinstance(message, Relation):
+                    await self.applier.describe(message)
+                    continue
+                builder.take(message, len(data))
+                while builder.full:
+                    await self._hand_over(builder.seal())
+            self.received = max(self.received, builder.position)
+            self._arrived.set()
+
+    def _hear(self, frame: WalData | Keepalive) -> None:
+        """Take note of the source's own position."""
+        self.received = max(self.received, Lsn(frame.wal_end))
+        # a server that shuts down waits until all of its WAL is confirmed
+        self._asked = self._asked or (isinstance(frame, Keepalive) and frame.reply_requested)
+
+    async def _hand_over(self, batch: Batch) -> None:
+        """Put a full batch where `_next` finds it; waits as long as there is one already."""
+        while self._full:
+            self._taken.clear()
+            await self._taken.wait()
+        self._full.append(batch)
+        self._arrived.set()
 
     async def _apply(self, until: Lsn | None) -> None:
+        builder = self.applier.builder
         while until is None or self.applier.progress < until:
-            try:
-                async with asyncio.timeout(_IDLE_PROGRESS):
-                    frames = await self._queue.get()
-            except TimeoutError:
-                frames = []
-            while not self._queue.empty():
-                frames += self._queue.get_nowait()
-            messages = self._sort(frames)
-            if messages:
-                if self._unapplied_since is None:
-                    self._unapplied_since = time.monotonic()
-                await self.applier.apply(messages)
+            batch = await self._next()
+            if batch is not None:
+                await self.applier.run(batch)
                 self._idle_since = time.monotonic()
-            if self._queue.empty() and not self.applier.in_transaction:
+            if not self._full and not builder.ready and not self.applier.in_transaction:
                 self._unapplied_since = None
                 await self._follow(until)
 
-    def _sort(self, frames: Sequence[bytes]) -> list[Message]:
-        """Decode what is for the target; take note of the source's own position."""
-        messages: list[Message] = []
-        for frame in map(parse, frames):
-            if isinstance(frame, WalData):
-                messages.append(decode(frame.payload))
-                self.received = max(self.received, Lsn(frame.wal_start))
-            else:
-                self.received = max(self.received, Lsn(frame.wal_end))
-                # a server that shuts down waits until all of its WAL is confirmed
-                self._asked = self._asked or frame.reply_requested
-        return messages
+    async def _next(self) -> Batch | None:
+        """The next batch; None if there is none, but the source was heard from or a while has passed.
+
+        A few changes go at once. Where many have gathered, more are on their way: the target does better with
+        larger batches, so these are waited for until the source pauses, for a moment and no longer.
+        """
+        builder = self.applier.builder
+        began = time.monotonic()
+        patience = _IDLE_PROGRESS
+        while not self._full:
+            if builder.ready:
+                left = began + _LONGEST_GATHERING - time.monotonic()
+                if builder.size <= _FEW or left <= 0:
+                    return builder.seal()
+                patience = min(_PAUSE, left)
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return builder.seal() if builder.ready else None
+            if not builder.ready and not self._full:
+                return None
+        self._taken.set()
+        return self._full.popleft()
 
     async def _follow(self, until: Lsn | None) -> None:
         """Nothing is in flight: the target is complete up to the source's own position."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from psycopg import AsyncConnection
 
-from pglockstep.apply.applier import BARRIER_PREFIX
+from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.config import LinkConfig
 from pglockstep.copy.first import Ends
 from pglockstep.copy.selection import Selection

@@ -19,7 +19,7 @@ from pglockstep.postgres.connect import End, connect, describe, translate
 from pglockstep.units import Lsn
 
 #: A frame's bytes handed out at once are bounded: what is not read yet stays in the socket, and the server waits.
-_READ_AT_ONCE = 1 << 20
+_READ_AT_ONCE = 1 << 18
 
 
 class NewSlot(msgspec.Struct, frozen=True):

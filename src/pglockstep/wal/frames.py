@@ -52,6 +52,11 @@ def parse(data: bytes) -> WalData | Keepalive:
     )
 
 
+def payload(data: bytes) -> bytes | None:
+    """The message of the output plugin in a frame that carries one; the short way of `parse` for most frames."""
+    return data[_wal_data.size :] if data[:1] == b"w" and len(data) > _wal_data.size else None
+
+
 def status_update(*, written: int, flushed: int, applied: int, now: float, reply: bool = False) -> bytes:
     """The standby status update: LSNs up to which the stream is received, durable and applied.
 

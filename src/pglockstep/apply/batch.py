@@ -1,0 +1,223 @@
+"""Consecutive transactions gathered into batches, each for one commit on the target. Pure.
+
+A batch holds complete transactions; only one too large for a batch arrives in parts, which stay in one target
+transaction until its commit. Inside of a batch the changes of each table are a run of their own, in the source's
+order; between runs order does not matter, because nothing of the target's fires for our rows. What does matter to
+every table, a TRUNCATE or a table described anew, starts another round of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pglockstep.apply.net import Change
+from pglockstep.apply.statements import Statement, TableWriter, truncate
+from pglockstep.errors import ProtocolViolation
+from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import Lsn
+from pglockstep.wal.messages import (
+    Begin,
+    Commit,
+    Delete,
+    Insert,
+    LogicalMessage,
+    Message,
+    Relation,
+    Truncate,
+    Update,
+)
+
+#: The prefix of the logical messages that mark a barrier; their content is the link's id.
+BARRIER_PREFIX = "pglockstep barrier"
+
+#: When a batch is full, in bytes of the stream: enough for sets to pay, little enough to hold three of them.
+FULL = 4 << 20
+
+
+class Run:
+    """The changes of one table, in order, and what writes them."""
+
+    __slots__ = ("changes", "writer")
+
+    def __init__(self, writer: TableWriter) -> None:
+        self.writer = writer
+        self.changes: list[Change] = []
+
+
+#: Runs by the OID of the source's table.
+Round = dict[int, Run]
+
+
+class Batch:
+    """What is applied together: rounds of runs, and TRUNCATEs between them.
+
+    `commit` is the last transaction's; None in the middle of a large one. `carry`: sequences are wanted.
+    """
+
+    __slots__ = ("carry", "commit", "size", "steps", "transactions")
+
+    def __init__(self) -> None:
+        self.steps: list[Round | Statement] = []
+        self.size = 0
+        self.transactions = 0
+        self.commit: Commit | None = None
+        self.carry = False
+
+    def add(self, later: Batch) -> None:
+        """Put a later transaction behind what is here."""
+        ours = self.steps[-1] if self.steps else None
+        for step in later.steps:
+            if not isinstance(ours, dict) or not isinstance(step, dict) or not _fits(ours, step):
+                self.steps.append(step)
+                ours = step
+                continue
+            for oid, run in step.items():
+                if oid in ours:
+                    ours[oid].changes += run.changes
+                else:
+                    ours[oid] = run
+        self.size += later.size
+        self.transactions += later.transactions
+        self.commit = later.commit
+        self.carry = self.carry or later.carry
+
+
+def _fits(ours: Round, theirs: Round) -> bool:
+    return all(oid not in ours or ours[oid].writer is run.writer for oid, run in theirs.items())
+
+
+class BatchBuilder:
+    """Takes the stream's messages one by one; hands out batches.
+
+    What begins before `position` has been applied already and is left out. `one_by_one`: every transaction is a
+    batch of its own. `copied`: tables that were copied later than the rest, and as of when.
+    """
+
+    def __init__(
+        self, link: str, position: Lsn, *, copied: Mapping[QualifiedName, Lsn] | None = None
+    ) -> None:
+        self._link = link
+        self._copied = copied or {}
+        self._writers: dict[int, TableWriter] = {}
+        self._ready = Batch()
+        self._current = Batch()
+        self._runs: Round = {}
+        self._final_lsn = 0
+        self._leave_out = False
+        self.position = position
+        self.in_transaction = False
+        self.one_by_one = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a complete transaction to hand out."""
+        return self._ready.commit is not None
+
+    @property
+    def size(self) -> int:
+        """The bytes of what could be handed out."""
+        return self._ready.size
+
+    @property
+    def full(self) -> bool:
+        """Whether what there is should be handed out before more is taken."""
+        if self._current.size >= FULL:
+            return True
+        return self.ready and (self.one_by_one or self._ready.size >= FULL)
+
+    def knows(self, relation_id: int) -> bool:
+        """Whether the table has been described before."""
+        return relation_id in self._writers
+
+    def describe(self, relation: Relation, table: Table) -> None:
+        """Note how the stream and the target have a table. Raises `ApplyRefused` where they do not fit."""
+        self._writers[relation.relation_id] = TableWriter(relation, table)
+        if relation.relation_id in self._runs:
+            self._runs = {}
+
+    def take(self, message: Message, size: int) -> None:
+        """Take one message but a `Relation`; `size` is its length on the wire, in bytes."""
+        if isinstance(message, Insert | Update | Delete):
+            if self._leave_out:
+                return
+            run = self._runs.get(message.relation_id)
+            if run is None and (run := self._start_run(message.relation_id)) is None:
+                return
+            run.changes.append(message)
+            self._current.size += size
+        elif isinstance(message, Begin):
+            if self.in_transaction:
+                raise ProtocolViolation("the source began a transaction inside another")
+            self.in_transaction = True
+            self._runs = {}
+            self._final_lsn = message.final_lsn
+            # its commit record starts before our position: applied already
+            self._leave_out = message.final_lsn < self.position
+        elif isinstance(message, Commit):
+            self._end(message)
+        elif isinstance(message, Truncate):
+            self._truncate(message)
+        elif isinstance(message, LogicalMessage):
+            content = message.content.decode(errors="replace")
+            if message.prefix == BARRIER_PREFIX and content == self._link:
+                self._current.carry = True
+
+    def seal(self) -> Batch:
+        """Hand out the complete transactions at hand; without any, what there is of a large one."""
+        if self.ready:
+            batch, self._ready = self._ready, Batch()
+        else:
+            batch, self._current = self._current, Batch()
+            self._current.transactions = batch.transactions
+            batch.transactions = 0
+            self._runs = {}
+        return batch
+
+    def _start_run(self, relation_id: int) -> Run | None:
+        writer = self._writer(relation_id)
+        if self._holds(writer):
+            return None
+        if not self._runs:
+            self._current.steps.append(self._runs)
+        run = self._runs[relation_id] = Run(writer)
+        self._current.transactions = 1
+        return run
+
+    def _holds(self, writer: TableWriter) -> bool:
+        """Whether the table was copied with this transaction in it."""
+        return bool(self._copied) and self._final_lsn < self._copied.get(writer.table.name, 0)
+
+    def _writer(self, relation_id: int) -> TableWriter:
+        if not self.in_transaction:
+            raise ProtocolViolation("the source sent a change outside of any transaction")
+        try:
+            return self._writers[relation_id]
+        except KeyError:
+            raise ProtocolViolation("the source sent a change of a table that it did not describe") from None
+
+    def _truncate(self, message: Truncate) -> None:
+        writers = [self._writer(each) for each in message.relation_ids]
+        tables = [writer.table.name for writer in writers if not self._holds(writer)]
+        if self._leave_out or not tables:
+            return
+        self._current.steps.append(truncate(tables, restart_identity=message.restart_identity))
+        # the source's sequences may have moved on since: the target's must not stay behind their start
+        self._current.carry = self._current.carry or message.restart_identity
+        self._current.transactions = 1
+        self._runs = {}
+
+    def _end(self, message: Commit) -> None:
+        if not self.in_transaction:
+            raise ProtocolViolation("the source ended a transaction that did not begin")
+        self.in_transaction = False
+        done, self._current = self._current, Batch()
+        if self._leave_out:
+            self._leave_out = False
+            return
+        self.position = Lsn(message.end_lsn)
+        done.commit = message
+        if self.ready:
+            self._ready.add(done)
+        else:
+            self._ready = done
