@@ -62,10 +62,11 @@ class Keeper:
     async def run(self) -> None:
         """One attempt after another."""
         tries = 0
+        careful = False
         while True:
             before = self._link.standing.applied
             try:
-                await self._attempt(careful=tries > 0)
+                await self._attempt(careful=careful)
             except LockstepError as error:
                 if (task := asyncio.current_task()) and task.cancelling():
                     # a group of tasks that fails while it is cancelled forgets that it was
@@ -74,6 +75,8 @@ class Keeper:
                 # at first start everything is told at once: a service manager tries again, a person corrects
                 if not self._lock_was_ours or not worth_another_try(error, tries):
                     raise
+                # what was refused is named by its statement next time; an end that was away needs no such care
+                careful = not error.transient
                 seconds = pause(tries, random.random())  # noqa: S311
                 self._link.standing.move(Event.END_LOST, error.message)
                 log.warning(
