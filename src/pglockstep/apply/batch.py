@@ -8,6 +8,7 @@ every table, a TRUNCATE or a table described anew, starts another round of runs.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 from pglockstep.apply.net import Change
@@ -31,8 +32,10 @@ from pglockstep.wal.messages import (
 #: The prefix of the logical messages that mark a barrier; their content is the link's id.
 BARRIER_PREFIX = "pglockstep barrier"
 
-#: When a batch is full, in bytes of the stream: enough for sets to pay, little enough to hold three of them.
+#: When a batch is full: enough for sets to pay, little enough to hold three of them. In bytes of the stream, with
+#: so many more for each change.
 FULL = 4 << 20
+_EACH = 64
 
 
 class Run:
@@ -100,6 +103,7 @@ class BatchBuilder:
         self._link = link
         self._copied = copied or {}
         self._writers: dict[int, TableWriter] = {}
+        self._sealed: deque[Batch] = deque()
         self._ready = Batch()
         self._current = Batch()
         self._runs: Round = {}
@@ -110,21 +114,19 @@ class BatchBuilder:
         self.one_by_one = False
 
     @property
+    def full(self) -> int:
+        """How many batches there are that no more belongs into."""
+        return len(self._sealed)
+
+    @property
     def ready(self) -> bool:
-        """Whether there is a complete transaction to hand out."""
-        return self._ready.commit is not None
+        """Whether there is a batch to hand out: a full one, or a complete transaction."""
+        return bool(self._sealed) or self._ready.commit is not None
 
     @property
     def size(self) -> int:
-        """The bytes of what could be handed out."""
+        """How large the complete transactions are that no full batch has yet."""
         return self._ready.size
-
-    @property
-    def full(self) -> bool:
-        """Whether what there is should be handed out before more is taken."""
-        if self._current.size >= FULL:
-            return True
-        return self.ready and (self.one_by_one or self._ready.size >= FULL)
 
     def knows(self, relation_id: int) -> bool:
         """Whether the table has been described before."""
@@ -145,7 +147,10 @@ class BatchBuilder:
             if run is None and (run := self._start_run(message.relation_id)) is None:
                 return
             run.changes.append(message)
-            self._current.size += size
+            current = self._current
+            current.size += size + _EACH
+            if current.size >= FULL:
+                self._part()
         elif isinstance(message, Begin):
             if self.in_transaction:
                 raise ProtocolViolation("the source began a transaction inside another")
@@ -164,15 +169,22 @@ class BatchBuilder:
                 self._current.carry = True
 
     def seal(self) -> Batch:
-        """Hand out the complete transactions at hand; without any, what there is of a large one."""
-        if self.ready:
-            batch, self._ready = self._ready, Batch()
-        else:
-            batch, self._current = self._current, Batch()
-            self._current.transactions = batch.transactions
-            batch.transactions = 0
-            self._runs = {}
+        """Hand out the oldest batch; there is one if `ready`."""
+        if self._sealed:
+            return self._sealed.popleft()
+        batch, self._ready = self._ready, Batch()
         return batch
+
+    def _part(self) -> None:
+        """Make a batch of what there is of a large transaction, behind the complete ones before it."""
+        if self._ready.commit is not None:
+            self._sealed.append(self._ready)
+            self._ready = Batch()
+        part, self._current = self._current, Batch()
+        # it counts when it is complete
+        self._current.transactions, part.transactions = part.transactions, 0
+        self._sealed.append(part)
+        self._runs = {}
 
     def _start_run(self, relation_id: int) -> Run | None:
         writer = self._writer(relation_id)
@@ -217,7 +229,10 @@ class BatchBuilder:
             return
         self.position = Lsn(message.end_lsn)
         done.commit = message
-        if self.ready:
-            self._ready.add(done)
-        else:
+        if self._ready.commit is None:
             self._ready = done
+        else:
+            self._ready.add(done)
+        if self.one_by_one or self._ready.size >= FULL:
+            self._sealed.append(self._ready)
+            self._ready = Batch()

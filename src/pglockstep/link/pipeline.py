@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -54,8 +53,6 @@ class Pipeline:
         self._stream = stream
         self.applier = applier
         self.watch = watch
-        # full batches that wait for the target: one at the most
-        self._full: deque[Batch] = deque()
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         # nothing: what an earlier session committed may not be on the target's disk yet
@@ -111,24 +108,18 @@ class Pipeline:
                     await self.applier.describe(message)
                     continue
                 builder.take(message, len(data))
-                while builder.full:
-                    await self._hand_over(builder.seal())
             self.received = max(self.received, builder.position)
             self._arrived.set()
+            while builder.full > 1:
+                # one waits for the target's next turn; the rest stays with the source
+                self._taken.clear()
+                await self._taken.wait()
 
     def _hear(self, frame: WalData | Keepalive) -> None:
         """Take note of the source's own position."""
         self.received = max(self.received, Lsn(frame.wal_end))
         # a server that shuts down waits until all of its WAL is confirmed
         self._asked = self._asked or (isinstance(frame, Keepalive) and frame.reply_requested)
-
-    async def _hand_over(self, batch: Batch) -> None:
-        """Put a full batch where `_next` finds it; waits as long as there is one already."""
-        while self._full:
-            self._taken.clear()
-            await self._taken.wait()
-        self._full.append(batch)
-        self._arrived.set()
 
     async def _apply(self, until: Lsn | None) -> None:
         builder = self.applier.builder
@@ -137,7 +128,7 @@ class Pipeline:
             if batch is not None:
                 await self.applier.run(batch)
                 self._idle_since = time.monotonic()
-            if not self._full and not builder.ready and not self.applier.in_transaction:
+            if not builder.ready and not self.applier.in_transaction:
                 self._unapplied_since = None
                 await self._follow(until)
 
@@ -150,22 +141,22 @@ class Pipeline:
         builder = self.applier.builder
         began = time.monotonic()
         patience = _IDLE_PROGRESS
-        while not self._full:
+        while not builder.full:
             if builder.ready:
                 left = began + _LONGEST_GATHERING - time.monotonic()
                 if builder.size <= _FEW or left <= 0:
-                    return builder.seal()
+                    break
                 patience = min(_PAUSE, left)
             self._arrived.clear()
             try:
                 async with asyncio.timeout(patience):
                     await self._arrived.wait()
             except TimeoutError:
-                return builder.seal() if builder.ready else None
-            if not builder.ready and not self._full:
+                break
+            if not builder.ready:
                 return None
         self._taken.set()
-        return self._full.popleft()
+        return builder.seal() if builder.ready else None
 
     async def _follow(self, until: Lsn | None) -> None:
         """Nothing is in flight: the target is complete up to the source's own position."""

@@ -108,15 +108,16 @@ class ReplicationConnection:
     def _frames(self) -> list[bytes]:
         frames: list[bytes] = []
         size = 0
-        while size < _READ_AT_ONCE:
-            with translate(self._end):
-                length, data = self._pgconn.get_copy_data(1)
-            if length <= 0:
-                if length < 0 and not frames:
-                    self._ended()
-                break
-            frames.append(bytes(data))
-            size += length
+        receive = self._pgconn.get_copy_data
+        with translate(self._end):
+            while size < _READ_AT_ONCE:
+                length, data = receive(1)
+                if length <= 0:
+                    break
+                frames.append(bytes(data))
+                size += length
+        if length < 0 and not frames:
+            self._ended()
         return frames
 
     def _ended(self) -> None:
