@@ -1,7 +1,7 @@
-"""A source and a target that repeats its changes statement by statement: what the tests of the statements use.
+"""A source and two targets that repeat its changes: one statement by statement, one in sets however few they are.
 
-The changes are a real server's, recorded from the source; the statements run on the target through a session
-as the link's own is; then both ends' rows are compared as text.
+The changes are a real server's, recorded from the source; they are applied through sessions as the link's own are;
+then the rows of all three are compared as text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import End
 from pglockstep.postgres.connect import connect as connect_end
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.progress import target as progress
 from pglockstep.units import Lsn
 from pglockstep.wal.messages import (
     Begin,
@@ -37,15 +38,20 @@ from test_wal_recorded import Recorder
 
 
 class Mirror:
-    """A recorded source, and a target that follows it statement by statement."""
+    """A recorded source, a target that follows it statement by statement, and one that does in sets."""
 
-    def __init__(self, source: str, target: str) -> None:
+    def __init__(self, source: str, target: str, sets: str) -> None:
         self._end = End("target", "mirror", target)
+        self._sets_end = End("target", "mirror", sets)
         self._runner = asyncio.Runner()
         self._session: AsyncConnection[TupleRow] | None = None
+        self._applier: Applier | None = None
+        self._applier_session: AsyncConnection[TupleRow] | None = None
         self._writers: dict[int, TableWriter] = {}
-        self.source, self.target = connect(source), connect(target)
-        for conn in (self.source, self.target):
+        #: how many runs went as sets since the last `clean`, and how many had to go row by row after all
+        self.sets_done = self.clashes = 0
+        self.source, self.target, self.sets = connect(source), connect(target), connect(sets)
+        for conn in (self.source, self.target, self.sets):
             conn.execute("set lock_timeout = '10s'")
             conn.prepare_threshold = None  # the same table has other types in every test
         self._recorder = Recorder(source)
@@ -53,9 +59,15 @@ class Mirror:
     def both(self, *statements: LiteralString | sql.Composed) -> None:
         """Execute on both ends, each by itself; nothing of it is recorded."""
         for statement in statements:
-            self.source.execute(statement)
-            self.target.execute(statement)
+            for conn in (self.source, self.target, self.sets):
+                conn.execute(statement)
         self._recorder.payloads()
+
+    def on_targets(self, *statements: LiteralString | sql.Composed) -> None:
+        """Execute on both targets alone."""
+        for statement in statements:
+            self.target.execute(statement)
+            self.sets.execute(statement)
 
     def follow(self, *statements: LiteralString | sql.Composed, replica: bool = True) -> list[Statement]:
         """Execute on the source, and repeat the changes on the target: then both have the same rows.
@@ -64,9 +76,27 @@ class Mirror:
         """
         for statement in statements:
             self.source.execute(statement)
-        executed = self._runner.run(self._repeat(self._recorder.messages(), replica=replica))
+        messages = self._recorder.messages()
+        executed = self._runner.run(self._repeat(messages, replica=replica))
         assert contents(self.target) == contents(self.source)
+        self._runner.run(self._repeat_in_sets(messages, replica=replica))
+        assert contents(self.sets) == contents(self.source)
         return executed
+
+    async def _repeat_in_sets(self, messages: Sequence[Message], *, replica: bool) -> None:
+        applier = self._applier
+        if applier is None:
+            conn = self._applier_session = await connect_end(self._sets_end, "apply")
+            record = await progress.create(conn, "mirror", "source")
+            await progress.complete_copy(conn, record.id, Lsn(0))
+            applier = self._applier = Applier(self._sets_end, conn, record.id, Lsn(0), sets_from=1)
+            await applier.load_tables()
+        assert self._applier_session is not None
+        await self._applier_session.execute(
+            f"SET session_replication_role = {'replica' if replica else 'origin'}"
+        )
+        await applier.apply(messages)
+        self.sets_done, self.clashes = applier.sets, applier.clashes
 
     async def _repeat(self, messages: Sequence[Message], *, replica: bool) -> list[Statement]:
         """Execute the statements for `messages`, each of which has to touch as many rows as it says."""
@@ -95,7 +125,7 @@ class Mirror:
     def clean(self) -> None:
         """Drop everything, and leave the session that knew it."""
         self._leave()
-        for conn in (self.source, self.target):
+        for conn in (self.source, self.target, self.sets):
             conn.rollback()
             found = conn.execute(
                 "select nspname from pg_namespace where nspname !~ '^(pg_|information_schema)'"
@@ -107,13 +137,15 @@ class Mirror:
 
     def close(self) -> None:
         self._leave()
-        with self.source, self.target, self._recorder, self._runner:
+        with self.source, self.target, self.sets, self._recorder, self._runner:
             pass
 
     def _leave(self) -> None:
-        if self._session is not None:
-            self._runner.run(self._session.close())
-        self._session = None
+        for session in (self._session, self._applier_session):
+            if session is not None:
+                self._runner.run(session.close())
+        self._session = self._applier = self._applier_session = None
+        self.sets_done = self.clashes = 0
 
 
 def statement_for(change: Insert | Update | Delete | Truncate, writers: dict[int, TableWriter]) -> Statement:
@@ -133,7 +165,8 @@ def contents(conn: Connection) -> dict[str, list[str]]:
                   filter (where a.attnum > 0 and not a.attisdropped)
            from pg_class c join pg_namespace n on n.oid = c.relnamespace
            left join pg_attribute a on a.attrelid = c.oid
-           where c.relkind = 'r' and n.nspname not in ('pg_catalog', 'information_schema', 'pglockstep')
+           where c.relkind = 'r' and c.relpersistence <> 't'
+             and n.nspname not in ('pg_catalog', 'information_schema', 'pglockstep')
            group by 1, 2 order by 1, 2"""
     ).fetchall()
     found: dict[str, list[str]] = {}
@@ -153,16 +186,18 @@ def mirrored(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Mirro
     """A source and a target of the newest version, or of the (source, target) versions it is parametrised with."""
     source, target = servers.source(request.param[0]), servers.target(request.param[1])
     name = f"mirror_{secrets.token_hex(4)}"
-    for server in (source, target):
+    sets = f"{name}_sets"
+    databases = [(source, name), (target, name), (target, sets)]
+    for server, each in databases:
         with connect(server.conninfo()) as conn:
-            conn.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+            conn.execute(sql.SQL("create database {}").format(sql.Identifier(each)))
     try:
-        mirror = Mirror(source.conninfo(name), target.conninfo(name))
+        mirror = Mirror(source.conninfo(name), target.conninfo(name), target.conninfo(sets))
         yield mirror
         mirror.close()
     finally:
-        drop_database(source, name)
-        drop_database(target, name)
+        for server, each in databases:
+            drop_database(server, each)
 
 
 @pytest.fixture

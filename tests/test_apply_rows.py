@@ -291,7 +291,7 @@ def test_rows_that_swap_a_unique_value(mirror: Mirror, replica: bool) -> None:
 def test_columns_in_another_order(mirror: Mirror) -> None:
     """Columns are matched by their names, whatever their order on either end."""
     mirror.source.execute("create table t (a text, id int primary key, b text)")
-    mirror.target.execute(
+    mirror.on_targets(
         "create table t (b text, gone int, a text, id int primary key); alter table t drop gone"
     )
     mirror.both("insert into t (id, a, b) values (1, 'a', 'b')")
@@ -307,7 +307,7 @@ def test_a_narrower_column_cuts_nothing(mirror: Mirror) -> None:
     """A value that is too long for the target is refused however it is written, never cut to fit."""
     columns = "(id int primary key, n int generated always as identity, v varchar({}))"
     mirror.source.execute(sql.SQL("create table t " + columns).format(10))
-    mirror.target.execute(sql.SQL("create table t " + columns).format(3))
+    mirror.on_targets(sql.SQL("create table t " + columns).format(3))
     mirror.both("insert into t (id, v) values (1, 'abc')")
     with pytest.raises(psycopg.errors.StringDataRightTruncation):
         mirror.follow("update t set v = 'abcdef'")
@@ -319,7 +319,7 @@ def test_a_key_on_the_target_alone(mirror: Mirror) -> None:
     for name, key in (("t", "primary key"), ("d", "primary key deferrable")):
         mirror.source.execute(sql.SQL("create table {} (v text, id int)").format(sql.Identifier(name)))
         mirror.source.execute(sql.SQL("alter table {} replica identity full").format(sql.Identifier(name)))
-        mirror.target.execute(
+        mirror.on_targets(
             sql.SQL("create table {} (v text, id int {})").format(sql.Identifier(name), sql.SQL(key))
         )
     statements = mirror.follow(
@@ -419,7 +419,7 @@ def test_truncate_of_a_group(mirror: Mirror, statement: LiteralString, replica: 
 def test_truncate_reaches_no_further_than_on_the_source(mirror: Mirror) -> None:
     """A table that refers to the group on the target alone is not emptied for it: the target refuses."""
     mirror.both(*FAMILY)
-    mirror.target.execute("create table ours (a int references a); insert into ours values (1)")
+    mirror.on_targets("create table ours (a int references a); insert into ours values (1)")
     with pytest.raises(psycopg.errors.FeatureNotSupported, match="foreign key"):
         mirror.follow("truncate a cascade")
     assert contents(mirror.target)["public.ours"] == ["(1)"]

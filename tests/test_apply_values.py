@@ -141,7 +141,7 @@ TYPES = {
 def typed(mirror: Mirror, case: Values) -> None:
     """Make the type on both ends; skips the test where one of the servers has no such type."""
     try:
-        for conn in (mirror.source, mirror.target):
+        for conn in (mirror.source, mirror.target, mirror.sets):
             conn.execute(case.setup)
             conn.execute(sql.SQL("create table probe (v {})").format(sql.SQL(case.type)))
             conn.execute("insert into probe values (%s)", [case.values[0]])
