@@ -41,7 +41,8 @@ _NAMES = [one.name for one in drain.drainers()] + [one.name for one in copiers()
 )
 def main(part: str, rounds: int, scale: float, major: int | None, only: str | None, out: Path) -> None:
     """Measure, keep, report."""
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     kept = out / "benchmarks.json"
     results = load(kept)
     if part != "report":
@@ -60,13 +61,12 @@ def measure(
 ) -> None:
     """One part, on servers of its own."""
     installation = servers.choose(major)
-    conditions = Conditions.here(
-        _command(part, names, rounds, scale, installation.major), installation.version
-    )
     drainers = [one for one in drain.drainers() if one.name in names]
     preload = ""
     if part == "drain":
         preload = ",".join(filter(None, (one.preload for one in drainers if not one.missing(installation))))
+    command = _command(part, names, rounds, scale, installation.major)
+    conditions = Conditions.here(command, installation.version, servers.settings(preload))
     with servers.running(installation, preload) as pair:
         match part:
             case "drain":

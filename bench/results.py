@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from bench.servers import SETTINGS
 from bench.usage import Usage
 from pglockstep import __version__
 
@@ -31,7 +30,7 @@ class Conditions(msgspec.Struct, frozen=True):
     settings: dict[str, str]
 
     @classmethod
-    def here(cls, command: str, postgresql: str) -> Conditions:
+    def here(cls, command: str, postgresql: str, settings: dict[str, str]) -> Conditions:
         """Of this machine, now."""
         return cls(
             command=command,
@@ -42,7 +41,7 @@ class Conditions(msgspec.Struct, frozen=True):
             cores=os.cpu_count() or 0,
             processor=_processor(),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            settings=SETTINGS,
+            settings=settings,
         )
 
 

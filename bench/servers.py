@@ -18,11 +18,12 @@ from typing import Any
 import psycopg
 from psycopg import Connection, sql
 
+from pglockstep.demo import servers
 from pglockstep.demo.servers import ThrowawayServer, find_servers
 from pglockstep.errors import ConfigError
 from pglockstep.postgres.installations import Installation, installations
 
-#: What differs from PostgreSQL's defaults, on both ends alike.
+#: What matters here and differs from the defaults of PostgreSQL or of a throwaway server, on both ends alike.
 SETTINGS = {
     "shared_buffers": "512MB",
     "max_wal_size": "8GB",
@@ -32,6 +33,9 @@ SETTINGS = {
     # a subscription that was just stopped may start again at once; the default would have it wait 5 s
     "wal_retrieve_retry_interval": "200ms",
 }
+
+#: Settings of a throwaway server that tell nothing about what was measured.
+_ASIDE = {"listen_addresses", "log_line_prefix"}
 
 #: The same text of every value, whoever asks.
 _SESSION = "-c timezone=UTC -c datestyle=ISO -c extra_float_digits=3"
@@ -73,12 +77,18 @@ class Servers:
 @contextmanager
 def running(installation: Installation, preload: str = "") -> Iterator[Servers]:
     """Both servers, gone afterwards whatever happens; `preload` is a shared library that both load at start."""
-    settings = SETTINGS | ({"shared_preload_libraries": preload} if preload else {})
+    chosen = SETTINGS | ({"shared_preload_libraries": preload} if preload else {})
     with (
-        ThrowawayServer(installation, name="source", settings=settings, durable=True) as source,
-        ThrowawayServer(installation, name="target", settings=settings, durable=True) as target,
+        ThrowawayServer(installation, name="source", settings=chosen, durable=True) as source,
+        ThrowawayServer(installation, name="target", settings=chosen, durable=True) as target,
     ):
         yield Servers(installation, source, target)
+
+
+def settings(preload: str) -> dict[str, str]:
+    """Everything that both servers are told, as a report tells it."""
+    told = servers.SETTINGS | SETTINGS | ({"shared_preload_libraries": preload} if preload else {})
+    return {key: value for key, value in sorted(told.items()) if key not in _ASIDE}
 
 
 def choose(major: int | None) -> Installation:
