@@ -24,7 +24,7 @@ format: $(READY) ## put style right
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## measure beside other tools, everything, hours long; figures and report go to docs/
+bench: $(READY) ## measure beside other tools, everything, an hour or so; figures and report go to docs/
 	@$(BIN)/python -m bench all --out docs
 
 clean:          ## remove what make made

@@ -70,7 +70,7 @@ _LIMITS = """## What these figures do not say
   the contender's sessions in the servers hold is not in it.
 * The servers write their WAL to disk as by default (`fsync = on`), but PostgreSQL's own subscription, pglogical
   and pglockstep all commit on the target without waiting for it.
-* The tables have primary keys; rows without one are found more slowly by everyone.
+* Every row that is changed is found by a primary key; without one everyone is slower.
 * A few rounds on one machine tell which of two is faster where the spreads do not overlap, and no more than that.
 """
 

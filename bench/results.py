@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ class Conditions(msgspec.Struct, frozen=True):
         return cls(
             command=command,
             measured_at=datetime.now(UTC).replace(microsecond=0),
-            pglockstep=" ".join(filter(None, [__version__, _commit()])),
+            pglockstep=" ".join(filter(None, [__version__, _commit() if shutil.which("git") else ""])),
             postgresql=postgresql,
             python=platform.python_version(),
             cores=os.cpu_count() or 0,
@@ -196,14 +197,11 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Which state of the code was measured, if this is a checkout."""
-    try:
-        told = subprocess.run(
-            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return told.stdout.strip()
+    """Which state of the code was measured, if this is a checkout; a report being written is no change of it."""
+    told = [
+        subprocess.run(
+            ["git", "-C", Path(__file__).parent.parent, *words], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "src", "bench"])
+    ]
+    return told[0] + ("-dirty" if told[1] else "")
