@@ -24,8 +24,8 @@ format: $(READY) ## put style right
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## measure: latency of a lone insert, and how fast a backlog drains
-	@$(BIN)/python -m bench
+bench: $(READY) ## measure beside other tools, everything, an hour or so; figures and report go to docs/
+	@$(BIN)/python -m bench all --out docs
 
 clean:          ## remove what make made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

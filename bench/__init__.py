@@ -1,1 +1,1 @@
-"""Measurements, run by ``make bench``. Figures, never pass or fail."""
+"""Measures pglockstep beside the tools that people would use instead: the same work, one run, taking turns."""
