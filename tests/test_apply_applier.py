@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from fix_mirror import contents
+from fix_recorder import Recorder
 from fix_servers import Pair, Servers, connect, drop_database, majors
 from pglockstep.apply.applier import Applier
 from pglockstep.apply.batch import BARRIER_PREFIX
@@ -45,8 +47,6 @@ from pglockstep.wal.messages import (
     TypeName,
     Update,
 )
-from test_apply_mirror import contents
-from test_wal_recorded import Recorder
 
 #: Where the target's progress stands at first, in the tests that make their messages by themselves.
 START = Lsn(1000)
@@ -57,8 +57,9 @@ START = Lsn(1000)
 class Target:
     """A target with a link's progress in it."""
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, sets_from: int) -> None:
         self.end = End("target", "test", conninfo, lock_timeout=0.2)
+        self.sets_from = sets_from
         self.conn = connect(conninfo)
         self.link = ""
 
@@ -98,7 +99,13 @@ class Target:
             assert record is not None
             assert record.progress is not None
             applier = Applier(
-                self.end, conn, record.id, record.progress, careful=careful, at_barrier=at_barrier
+                self.end,
+                conn,
+                record.id,
+                record.progress,
+                careful=careful,
+                sets_from=self.sets_from,
+                at_barrier=at_barrier,
             )
             await applier.load_tables()
             yield applier
@@ -138,10 +145,10 @@ def database(servers: Servers) -> Iterator[str]:
     drop_database(server, name)
 
 
-@pytest.fixture
-def target(database: str) -> Iterator[Target]:
-    """A target with nothing in it yet."""
-    made = Target(database)
+@pytest.fixture(params=[1, 1_000_000], ids=["sets", "rows"])
+def target(request: pytest.FixtureRequest, database: str) -> Iterator[Target]:
+    """A target with nothing in it yet; changes go to it as sets however few they are, or row by row however many."""
+    made = Target(database, request.param)
     with made.conn:
         yield made
         made.conn.execute(

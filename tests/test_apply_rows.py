@@ -8,11 +8,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from fix_mirror import Mirror, contents
 from fix_servers import majors
-from test_apply_mirror import Mirror, contents
-
-pytest_plugins = ["test_apply_mirror"]
-
 
 #: A value that is kept outside of its row, where the column's storage is external.
 BIG = "repeat('x', 5000)"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from fix_mirror import statement_for
 from pglockstep.apply.statements import TableWriter, truncate
 from pglockstep.errors import EXIT_TARGET, ApplyRefused
 from pglockstep.postgres.catalog import Column, Table
@@ -19,7 +20,6 @@ from pglockstep.wal.messages import (
     Row,
     Update,
 )
-from test_apply_mirror import statement_for
 
 
 def column(name: str, *, generated: str = "", identity: str = "") -> Column:

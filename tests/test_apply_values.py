@@ -8,10 +8,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from fix_mirror import Mirror, contents, on_all_mirrors
 from fix_servers import all_pairs
-from test_apply_mirror import Mirror, contents, on_all_mirrors
-
-pytest_plugins = ["test_apply_mirror"]
 
 
 class Values(NamedTuple):
