@@ -28,6 +28,7 @@ FLOORS = {
     "apply": 3,
     "compare": 3,
     "link": 4,
+    "doctor": 4,
     "daemon": 5,
     "demo": 6,  # the command line tells its story
     "cli": 7,

@@ -63,14 +63,14 @@ def demand(found: Iterable[Finding]) -> None:
             raise each.error()
 
 
-def told(error: LockstepError, side: Side) -> Finding:
+def told(error: LockstepError, side: Side, code: str = "") -> Finding:
     """An error as a finding: its own, or one made of its words."""
     if error.finding is not None:
         return error.finding
     return Finding(
         side=getattr(error, "side", side),
         severity="error",
-        code="busy" if error.transient else "refused",
+        code=code or ("busy" if error.transient else "refused"),
         message=error.message,
         fix=one_line(error.hint) or "see that server's log",
         raises=type(error),
