@@ -54,6 +54,15 @@ def _refused(error: psycopg.Error, what: str, hint: str) -> TargetError:
     return TargetError(f"the target refused the source's {what}: {one_line(str(error))}", hint=hint)
 
 
+async def schemas(conn: AsyncConnection) -> list[str]:
+    """The schemas that somebody has made on the target already, such as for an extension. Raises psycopg's errors."""
+    cursor = await conn.execute(
+        "SELECT nspname::text FROM pg_catalog.pg_namespace "
+        "WHERE oid >= 16384 AND nspname !~ '^pg_' AND nspname NOT IN ('public', 'pglockstep')"
+    )
+    return [row[0] async for row in cursor]
+
+
 async def drop_public(source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End]) -> None:
     """Drop the empty schema ``public`` that every new database has, where the source has dropped its own."""
     with translate(ends[0]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,10 +55,29 @@ class SchemaArchive:
         finally:
             (self._directory / "pgpass").unlink(missing_ok=True)
 
-    async def section(self, name: str, *, target_major: int) -> bytes:
-        """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`."""
+    async def section(self, name: str, *, target_major: int, present: Collection[str] = ()) -> bytes:
+        """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`.
+
+        Left out are the schemas named in `present`, and what extensions say of themselves: they say it when they
+        are made, and only their owner may repeat it.
+        """
+        contents = await self._run("pg_restore", [f"--section={name}", "--list", str(self._archive)])
+        there = "|".join(re.escape(schema) for schema in present)
+        barred = re.compile(rf"\d+; \d+ \d+ (COMMENT - EXTENSION .*|SCHEMA - ({there}) \S+)".encode())
+        chosen = self._directory / f"{name}.list"
+        chosen.write_bytes(
+            b"".join(line + b"\n" for line in contents.splitlines() if not barred.fullmatch(line.rstrip()))
+        )
         text = await self._run(
-            "pg_restore", [f"--section={name}", "--no-owner", "--no-acl", "--file=-", str(self._archive)]
+            "pg_restore",
+            [
+                f"--use-list={chosen}",
+                f"--section={name}",
+                "--no-owner",
+                "--no-acl",
+                "--file=-",
+                str(self._archive),
+            ],
         )
         return plain_sql(text, target_major)
 
