@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
-import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
-from fix_copy import MakeRole, make_role, once
+from fix_copy import MakeRole, make_role
 from fix_doctor import ROLE, Fault, Patient, as_role, psql, run
-from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect, majors, wait_until
-from pglockstep.demo.servers import ThrowawayServer
+from fix_servers import Cli, Pair, majors
 
 __all__ = ["make_role"]
 
@@ -40,6 +33,12 @@ def given_back(patient: Patient) -> None:
     patient.source, patient.target = patient.pair.source, patient.pair.target
 
 
+def everything(patient: Patient) -> None:
+    """Leave nothing out."""
+    patient.keys = [line for line in patient.keys if not line.startswith("exclude")]
+
+
+TRIGGER = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
 OWNED = f"CREATE TABLE t (id int PRIMARY KEY);\nALTER TABLE t OWNER TO {R};\nGRANT CREATE ON DATABASE {DATABASE} TO {R}"
 PUBLISHER = "LOGIN REPLICATION"
 
@@ -55,7 +54,8 @@ FAULTS = [
     Fault(
         "not_owner",
         "source",
-        on_source=f'{OWNED};\nCREATE ROLE "select";\nCREATE TABLE "Orders" (id int PRIMARY KEY);\nALTER TABLE "Orders" OWNER TO "select"',
+        on_source=f'{OWNED};\nCREATE ROLE "select";\n'
+        'CREATE TABLE "Orders" (id int PRIMARY KEY);\nALTER TABLE "Orders" OWNER TO "select"',
         source_as=ROLE,
         says='public."Orders"',
         undo=('DROP OWNED BY "select";\nDROP ROLE "select"', ""),
@@ -70,7 +70,8 @@ FAULTS = [
     Fault(
         "no_usage",
         "source",
-        on_source=f'{OWNED};\nCREATE SCHEMA "My App";\nCREATE TABLE "My App".u (id int PRIMARY KEY);\nALTER TABLE "My App".u OWNER TO {R}',
+        on_source=f'{OWNED};\nCREATE SCHEMA "My App";\n'
+        f'CREATE TABLE "My App".u (id int PRIMARY KEY);\nALTER TABLE "My App".u OWNER TO {R}',
         source_as=ROLE,
     ),
     Fault(
@@ -119,8 +120,9 @@ FAULTS = [
     Fault(
         "always_trigger",
         "source",
-        on_source="CREATE TABLE t (id int PRIMARY KEY);\nCREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';\n"
-        'CREATE TRIGGER "Tr" AFTER INSERT ON t EXECUTE FUNCTION f();\nCREATE TRIGGER b AFTER INSERT ON t EXECUTE FUNCTION f();\n'
+        on_source=f"CREATE TABLE t (id int PRIMARY KEY);\n{TRIGGER};\n"
+        'CREATE TRIGGER "Tr" AFTER INSERT ON t EXECUTE FUNCTION f();\n'
+        "CREATE TRIGGER b AFTER INSERT ON t EXECUTE FUNCTION f();\n"
         'ALTER TABLE t ENABLE ALWAYS TRIGGER "Tr";\nALTER TABLE t ENABLE REPLICA TRIGGER b',
     ),
     Fault(
@@ -142,7 +144,7 @@ FAULTS = [
         "source",
         on_source="CREATE TABLE a (id int PRIMARY KEY);\nCREATE TABLE b (a int REFERENCES a)",
         keys=('exclude = ["public.a"]',),
-        repair=lambda patient: patient.keys.pop() and None,
+        repair=everything,
     ),
     Fault(
         "idle_slot_timeout",

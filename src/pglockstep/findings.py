@@ -15,6 +15,9 @@ from pglockstep.errors import LockstepError, Side, SourceLacks, TargetLacks, one
 
 Severity = Literal["error", "warning", "info"]
 
+#: Where a command for a shell belongs.
+HERE = "on this machine"
+
 #: Lines of a fix that a one-line hint can take.
 _HINTED = 3
 
@@ -43,9 +46,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         shown = " ".join(lines[:_HINTED])
         if len(lines) > _HINTED:
             shown += f" (and {len(lines) - _HINTED} more; pglockstep doctor has them all)"
-        text = f"{self.where}: {shown}" if self.where else shown
+        # a command to type goes without saying where
+        text = f"{self.where}: {shown}" if self.where not in ("", HERE) else shown
         if self.otherwise:
-            text += (" " if text.endswith(";") else "; ") + self.otherwise
+            joint = "" if text.endswith(";") else "," if self.otherwise.startswith("or ") else ";"
+            text += f"{joint} {self.otherwise}"
         return text
 
     def error(self) -> LockstepError:

@@ -255,7 +255,7 @@ async def _transfer(
             if await privileges.can_act_as_replica(target):
                 # event triggers of the user's, made half way, must not fire for what follows
                 await target.execute("SET LOCAL session_replication_role = replica")
-            present = await restore.schemas(target)
+            present = await restore.present(target)
             pre_data = await archive.section("pre-data", target_major=major, present=present)
             await restore.run_script(target, ends.target, pre_data, what="schema")
             await restore.drop_public(source, target, ends.both)

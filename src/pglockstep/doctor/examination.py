@@ -168,7 +168,7 @@ class Examination:
         waiting = await self._read(
             source, readings.rows(source.conn, Waiting, "transactions", patience), none
         )
-        self._tell(judge_source.waiting_findings(waiting, patience))
+        self._tell(judge_source.waiting_findings(waiting, source.facts.database, patience))
         if not self._selection.is_everything:
             try:
                 self._selection.demand_whole(await self._read(source, ours.references(source.conn), []))

@@ -65,11 +65,10 @@ def source_script(needs: SourceNeeds, title: str) -> str:
     if "" in needs.closed:
         lines += _step("Not everyone may connect to it.", f"GRANT CONNECT ON DATABASE {database} TO {role};")
     lines += _ownership(needs, role)
-    schemas = {each.schema for each in needs.owned if each.schema} & set(needs.closed)
-    if schemas:
+    if schemas := sorted(set(needs.closed) - {""}):
         lines += _step(
             "To see what is in these schemas.",
-            *(f"GRANT USAGE ON SCHEMA {quote_if_needed(schema)} TO {role};" for schema in sorted(schemas)),
+            *(f"GRANT USAGE ON SCHEMA {quote_if_needed(schema)} TO {role};" for schema in schemas),
         )
     return "\n".join([*lines, *_unhidden(needs.tables, role), ""])
 

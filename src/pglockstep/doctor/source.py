@@ -77,18 +77,23 @@ def unreadable_findings(
         )
 
 
-def waiting_findings(waiting: Sequence[Waiting], patience: float) -> Iterator[Finding]:
-    """Transactions that a slot, which the first copy has to make, would wait for longer than `patience` seconds."""
+def waiting_findings(waiting: Sequence[Waiting], database: str, patience: float) -> Iterator[Finding]:
+    """Transactions that a slot, which the first copy has to make, would wait for longer than `patience` seconds.
+
+    `database` is the source's: a prepared transaction can be ended in its own alone.
+    """
     for each in waiting:
         age = f"{each.seconds:.0f} s"
         if each.pid is None:
             gid = sql.Literal(each.gid).as_string()
+            its_own = quote_if_needed(each.database)
+            there = "" if each.database == database else f"\\connect {its_own}\n"
             yield _error(
                 code="prepared_transaction",
-                message=f"prepared transaction {gid} in database {quote_if_needed(each.database)} of the source has been open "
-                f"for {age}: the first copy has to wait for it, and gives up after {patience:.0f} s",
-                fix=f"ROLLBACK PREPARED {gid};",
-                where=f"on the source, in database {quote_if_needed(each.database)}",
+                message=f"prepared transaction {gid} in database {its_own} of the source has been open for {age}: the first "
+                f"copy has to wait for it, and gives up after {patience:.0f} s",
+                fix=f"{there}ROLLBACK PREPARED {gid};",
+                where="on the source",
                 otherwise=f"or COMMIT PREPARED {gid};",
             )
         else:

@@ -33,7 +33,7 @@ from pglockstep.errors import (
     TargetUnreachable,
     one_line,
 )
-from pglockstep.findings import Finding
+from pglockstep.findings import HERE, Finding
 from pglockstep.postgres.names import quote_if_needed
 
 #: The oldest server whose pgoutput can carry our barrier messages.
@@ -213,7 +213,7 @@ def refusal(end: End, said: str) -> Finding:
     code, fix, where, otherwise = (
         "unreachable",
         f"pg_isready -d {shlex.quote(describe(end.conninfo))}",
-        "on this machine",
+        HERE,
         f"is that server running and reachable from here? check {ours}",
     )
     if "password" in said or "authentication" in said:

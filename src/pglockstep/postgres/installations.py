@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from pglockstep.errors import ConfigError
-from pglockstep.findings import Finding
+from pglockstep.findings import HERE, Finding
 
 #: Where packagers put PostgreSQL without putting it on PATH.
 WELL_KNOWN = (
@@ -76,7 +76,7 @@ def clients_for(major: int, environ: Mapping[str, str]) -> Installation:
         code="no_client",
         message=f"no pg_dump and pg_restore of version {major} or newer; found: {listed}",
         fix=f"apt install postgresql-client-{major}",
-        where="on this machine",
+        where=HERE,
         otherwise="or pip install 'pglockstep[embedded]'" if major <= max(EMBEDDED) else "",
         raises=ConfigError,
     ).error()
