@@ -273,7 +273,7 @@ def test_a_link_at_work(pair: Pair, cli: Cli, narrow: ThrowawayServer, make_data
     assert "public.late" in found["message"]
     run(
         source,
-        "DROP TABLE late;\n" + "INSERT INTO t SELECT count(*) FROM t;\nSELECT pg_switch_wal();\n" * 3,
+        "DROP TABLE late;\n" + "INSERT INTO t SELECT count(*) FROM t;\nSELECT pg_switch_wal();\n" * 4,
     )
     (found,) = patient.find("slot_near_limit")
     assert found["severity"] == "warning"

@@ -39,14 +39,14 @@ def quote_if_needed(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
-# The words that PostgreSQL 14 to 18 do not take bare as a name (R and T of pg_get_keywords; and a role's NONE).
+# The words that PostgreSQL 14 to 18 do not take bare as a name (R and T of pg_get_keywords).
 _WORDS = (
     "all analyse analyze and any array as asc asymmetric authorization binary both case cast check "
     "collate collation column concurrently constraint create cross current_catalog current_date "
     "current_role current_schema current_time current_timestamp current_user default deferrable desc "
     "distinct do else end except false fetch for foreign freeze from full grant group having ilike in "
     "initially inner intersect into is isnull join lateral leading left like limit localtime "
-    "localtimestamp natural none not notnull null offset on only or order outer overlaps placing primary "
+    "localtimestamp natural not notnull null offset on only or order outer overlaps placing primary "
     "references returning right select session_user similar some symmetric system_user table tablesample "
     "then to trailing true union unique user using variadic verbose when where window with "
 )
