@@ -268,6 +268,9 @@ def test_a_link_at_work(pair: Pair, cli: Cli, narrow: ThrowawayServer, make_data
     run(source, "CREATE TABLE t (id int PRIMARY KEY)")
     once(cli, link)
     assert codes(patient, "error", "warning") == set()
+    patient.target = "host=127.0.0.1 port=1 dbname=x user=x"
+    assert codes(patient, "error", "warning") == {"unreachable"}
+    patient.target = pair.target
     run(source, "CREATE TABLE late (id int PRIMARY KEY)")
     (found,) = patient.find("not_published")
     assert "public.late" in found["message"]

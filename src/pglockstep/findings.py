@@ -86,3 +86,8 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     """The first few of `names`, and how many more there are."""
     every = [str(name) for name in names]
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts: ``1 table``, ``3 tables``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

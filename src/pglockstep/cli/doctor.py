@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from pglockstep.config import LinkConfig
 from pglockstep.doctor.examination import examine
 from pglockstep.doctor.scripts import scripts
 from pglockstep.errors import EXIT_DIFFERS, EXIT_OK
-from pglockstep.findings import Finding
+from pglockstep.findings import Finding, counted
 from pglockstep.observe import logs
 
 
@@ -40,7 +41,8 @@ def command(links: tuple[str, ...], sql: bool, as_json: bool, **common: Any) -> 
 
 
 async def _print_findings(links: Sequence[LinkConfig], *, as_json: bool) -> int:
-    found = {link.name: await examine(link) for link in links}
+    every = await asyncio.gather(*map(examine, links))
+    found = {link.name: findings for link, findings in zip(links, every, strict=True)}
     ok = not any(each.severity == "error" for findings in found.values() for each in findings)
     if as_json:
         documents = [_document(name, each) for name, findings in found.items() for each in findings]
@@ -65,12 +67,12 @@ def _document(link: str, found: Finding) -> dict[str, object]:
 
 
 def _sentences(link: str, findings: Sequence[Finding]) -> list[str]:
-    counts = {
-        word: sum(each.severity == severity for each in findings)
-        for severity, word in (("error", "errors"), ("warning", "warnings"), ("info", "notes"))
-    }
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "nothing to tell"
-    lines = [f"{link}: {'it cannot work like this' if counts['errors'] else 'it can work'}: {told}"]
+    nouns = {"error": "error", "warning": "warning", "info": "note"}
+    counts = {severity: sum(each.severity == severity for each in findings) for severity in nouns}
+    told = ", ".join(counted(count, nouns[severity]) for severity, count in counts.items() if count)
+    lines = [
+        f"{link}: {'it cannot work like this' if counts['error'] else 'it can work'}: {told or 'nothing to tell'}"
+    ]
     for each in findings:
         lines += ["", f"{each.severity.upper():8}{each.side}: {each.message} [{each.code}]"]
         if each.where:

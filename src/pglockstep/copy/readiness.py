@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from pglockstep.copy.selection import IN_CONFIG, Selection
 from pglockstep.copy.source import identified_by_generated, without_identity
 from pglockstep.errors import TargetNotEmpty
-from pglockstep.findings import Finding, listed
+from pglockstep.findings import Finding, counted, listed
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.names import QualifiedName
@@ -60,8 +60,9 @@ def identity_findings(
             side="source",
             severity="info",
             code="no_identity",
-            message=f"{len(keyless)} tables of the source have no replica identity: they get REPLICA IDENTITY FULL before "
-            f"anything is copied, and their changes are found by the whole row: {listed((t.name for t in keyless), 20)}",
+            message=f"{counted(len(keyless), 'table')} of the source without a replica identity: set to REPLICA IDENTITY "
+            "FULL before anything is copied, with changes found by the whole row: "
+            + listed((table.name for table in keyless), 20),
             fix="nothing to do: teardown sets them back; a primary key would make large ones faster",
         )
     if barred := identified_by_generated(tables, major):

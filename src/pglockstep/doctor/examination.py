@@ -77,16 +77,22 @@ class Examination:
         self._link = link
         self._selection = Selection.of(link)
         self._record: LinkRecord | None = None
+        #: Where the target cannot be asked, a slot of ours on the source tells that the copy was made.
+        self._runs = False
         self._tables: list[Table] = []
         self._held: list[Held] = []
 
     async def run(self, stack: AsyncExitStack) -> None:
         """Examine the target's memory of the link first: it decides what has to be asked."""
         source, target = await asyncio.gather(*(self._open(end, stack) for end in ends(self._link)))
+        remembered = False
         if target is not None:
             with self._part(target.end):
                 self._record = await progress.read(target.conn)
+                remembered = True
         if source is not None:
+            if not remembered:
+                self._runs = await self._read(source, readings.names(source.conn, "our_slots"), []) != []
             await self._examine_source(source)
         if target is not None:
             await self._examine_target(target)
@@ -96,7 +102,7 @@ class Examination:
     @property
     def _to_copy(self) -> bool:
         """Whether the first copy is still to be made."""
-        return self._record is None or self._record.phase == "copying"
+        return not self._runs if self._record is None else self._record.phase == "copying"
 
     def _tell(self, findings: Iterable[Finding]) -> None:
         self.found += findings
@@ -148,9 +154,9 @@ class Examination:
         if not source.facts.in_recovery:
             self._tell(judge_source.retention_findings(source.place))
             await self._try_replication(source)
-        if self._record is None or self._to_copy:
+        if self._to_copy:
             await self._examine_what_is_copied(source, large)
-        else:
+        elif self._record is not None:
             await self._examine_stream(source, self._record)
 
     async def _examine_what_is_copied(self, source: Side, large: readings.LargeObjects) -> None:
@@ -202,7 +208,7 @@ class Examination:
 
     async def _examine_target(self, target: Side) -> None:
         self._tell(privileges.target_findings(target.facts, needs_copy=self._to_copy))
-        if self._record is None:
+        if self._record is None and self._to_copy:
             held = await self._read(target, readiness.holdings(target.conn), [])
             self._tell(readiness.emptiness(held))
 
@@ -228,7 +234,7 @@ class Examination:
             with self._part(source.end):
                 record = await progress.read(source.conn)
                 filled_by_target = record is not None and record.source_identity == target.facts.identity
-        there = [] if self._record else await self._read(target, readings.held(target.conn), [])
+        there = [] if self._record or self._runs else await self._read(target, readings.held(target.conn), [])
         self._tell(
             judge_target.swapped_findings(
                 self._held,

@@ -41,13 +41,17 @@ class SourceNeeds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TargetNeeds(msgspec.Struct, frozen=True, kw_only=True):
-    """What the target's part depends on: what of the source's it lacks, and only a superuser can put there."""
+    """What the target's part depends on: what of the source's it lacks, and only a superuser can put there.
+
+    `uninstalled` are those of the `extensions` that its server does not even have on its disk.
+    """
 
     role: str
     exists: bool
     major: int
     database: str
     extensions: Sequence[Extension]
+    uninstalled: Sequence[str] = ()
     roles: Collection[str]
     wrappers: Collection[str]
     things: Sequence[Thing]
@@ -127,6 +131,9 @@ def target_script(needs: TargetNeeds, title: str) -> str:
         lines += _step(
             "Extensions of the source's that only a superuser can make.",
             *(make_extension(each, needs.role) for each in needs.extensions),
+            more=f"Not on that server yet, install first: {listed(needs.uninstalled)}."
+            if needs.uninstalled
+            else "",
         )
     if needs.wrappers:
         lines += _step(

@@ -77,17 +77,15 @@ async def _target(end: End, known: _Source) -> Script:
                 each.name: each.by_anyone for each in await readings.rows(conn, Available, "available")
             }
             roles = {each.name for each in await readings.rows(conn, Role, "roles", facts.major)}
+            missing = [each for each in known.extensions if each.name not in present]
             needs = TargetNeeds(
                 role=role,
                 # the source's part, pasted first, makes it
                 exists=exists or (_one_server(known.facts, facts) and known.role == role),
                 major=facts.major,
                 database=facts.database,
-                extensions=[
-                    each
-                    for each in known.extensions
-                    if each.name not in present and not available.get(each.name, False)
-                ],
+                extensions=[each for each in missing if not available.get(each.name, False)],
+                uninstalled=[each.name for each in missing if each.name not in available],
                 roles={each.name for each in known.named if each.by_policy} - roles,
                 wrappers=known.wrappers,
                 things=known.things,

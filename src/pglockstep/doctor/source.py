@@ -8,7 +8,7 @@ from functools import partial
 from psycopg import sql
 
 from pglockstep.doctor.readings import Held, LargeObjects, Place, Waiting
-from pglockstep.findings import Finding, listed
+from pglockstep.findings import Finding, counted, listed
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
 from pglockstep.units import Duration, human_bytes
@@ -26,7 +26,7 @@ def not_streamed(tables: Sequence[Table], held: Sequence[Held], large_objects: i
     if unlogged := [table.name for table in tables if table.unlogged]:
         yield _warning(
             code="unlogged",
-            message=f"{len(unlogged)} unlogged tables are copied once and compared, but their changes are in no WAL and do not "
+            message=f"unlogged tables are copied once and compared, but their changes are in no WAL and do not "
             f"follow: {listed(unlogged, _SHOWN)}",
             fix="\n".join(f"ALTER TABLE {name} SET LOGGED;" for name in unlogged),
             where="on the source",
@@ -35,13 +35,14 @@ def not_streamed(tables: Sequence[Table], held: Sequence[Held], large_objects: i
     if large_objects:
         yield _warning(
             code="large_objects",
-            message=f"{large_objects} large objects are copied once, but their changes are never decoded and do not follow",
+            message=f"{counted(large_objects, 'large object')} of the source: copied once, but no change of them is ever decoded, "
+            "and none follows",
             fix="keep what changes in columns of type bytea; what stays as it is needs nothing",
         )
     if views := [each.qualified for each in held if each.kind == "materialized view"]:
         yield _info(
             code="materialized_views",
-            message=f"{len(views)} materialised views are filled by the first copy; afterwards a refresh on the source does not "
+            message=f"materialised views are filled by the first copy; afterwards a refresh on the source does not "
             f"follow: {listed(views, _SHOWN)}",
             fix="\n".join(f"REFRESH MATERIALIZED VIEW {name};" for name in views),
             where="on the target, as often as it shall be fresh",
@@ -49,7 +50,7 @@ def not_streamed(tables: Sequence[Table], held: Sequence[Held], large_objects: i
     if foreign := [each.qualified for each in held if each.kind == "foreign table"]:
         yield _info(
             code="foreign_tables",
-            message=f"{len(foreign)} foreign tables are made on the target, but have no rows of their own: there they read "
+            message=f"foreign tables are made on the target, but have no rows of their own: there they read "
             f"through the target's foreign servers: {listed(foreign, _SHOWN)}",
             fix="nothing to do, if the target may reach those servers (user mappings with passwords are yours to check)",
         )
@@ -71,7 +72,7 @@ def unreadable_findings(
         oids = large_objects.unreadable
         yield _error(
             code="large_objects_not_readable",
-            message=f"role {role} may not read {len(oids)} large objects on the source",
+            message=f"role {role} may not read {counted(len(oids), 'large object')} on the source",
             fix=f"GRANT SELECT ON LARGE OBJECT {', '.join(map(str, oids))} TO {role};",
             where="on the source, as a superuser",
         )
@@ -134,7 +135,7 @@ def unpublished_findings(tables: Sequence[Table], published: Collection[Qualifie
     if missing:
         yield _warning(
             code="not_published",
-            message=f"{len(missing)} tables were made after the first copy and do not follow: {listed(missing, _SHOWN)}",
+            message=f"tables that were made after the first copy do not follow: {listed(missing, _SHOWN)}",
             fix="copy anew: pglockstep teardown, empty the target, pglockstep once",
             otherwise="or leave them out with `exclude`",
         )

@@ -137,6 +137,7 @@ def table_findings(found: Facts, tables: Sequence[Table]) -> Iterator[Finding]:
             "not_owner",
             f"role {role} does not own {_listed(foreign)} on the source; only an owner can publish a table",
             "\n".join(dict.fromkeys(_ownership(table, role) for table in foreign)),
+            where="on the source, as a superuser",
             otherwise="or leave the table out with `exclude`",
         )
     if hidden := [table for table in tables if not table.reachable]:
@@ -146,7 +147,7 @@ def table_findings(found: Facts, tables: Sequence[Table]) -> Iterator[Finding]:
             f"role {role} may not look into schema {listed(schemas)} on the source",
             "\n".join(f"GRANT USAGE ON SCHEMA {schema} TO {role};" for schema in schemas),
         )
-    if unreadable := [table for table in tables if not table.readable]:
+    if unreadable := [table for table in tables if table.owned and not table.readable]:
         yield _source_fault(
             "not_readable",
             f"role {role} may not read {_listed(unreadable)} on the source",
