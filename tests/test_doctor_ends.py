@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -18,7 +19,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from fix_copy import nothing_left, once, ours_on_source
 from fix_doctor import Patient, psql, run
 from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect, majors, wait_until
+from pglockstep.config import LinkConfig
 from pglockstep.demo.servers import ThrowawayServer
+from pglockstep.doctor.examination import examine
 
 NEWEST = INSTALLED[majors[-1]]
 
@@ -173,6 +176,16 @@ def test_wal_level(patient: Patient) -> None:
         psql(patient.source, found["fix"])
         server.restart()
         assert codes(patient) == set()
+
+
+def test_no_client_programs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without pg_dump for this source is told what to install, and everything else beside it."""
+    run(pair.source, "CREATE UNLOGGED TABLE u (id int)")
+    monkeypatch.setattr("pglockstep.postgres.installations.installations", lambda _: [])
+    found = asyncio.run(examine(LinkConfig(name="main", source=pair.source, target=pair.target)))
+    one = next(each for each in found if each.code == "no_client")
+    assert one.fix == f"apt install postgresql-client-{pair.source_server.major}"
+    assert "unlogged" in {each.code for each in found}
 
 
 def test_one_database_twice(patient: Patient) -> None:

@@ -21,6 +21,10 @@ GRANT CREATE ON DATABASE {database} TO "App owner"; REVOKE CONNECT ON DATABASE {
 CREATE SEQUENCE numbers; SELECT nextval('numbers'); SELECT lo_from_bytea(0, 'x');
 CREATE TABLE root (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
 CREATE TABLE leaf PARTITION OF root FOR VALUES FROM (0) TO (1000);
+CREATE TABLE "x
+CREATE ROLE evil; --" (id int PRIMARY KEY);
+ALTER TABLE "x
+CREATE ROLE evil; --" ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE TABLE keyless (v text); INSERT INTO keyless VALUES ('x'), ('x');
 INSERT INTO root SELECT n, 'r' FROM generate_series(1, 9) AS n;
 SET ROLE "App owner";
@@ -95,9 +99,12 @@ def test_what_it_prints_is_enough(application: Pair, cli: Cli) -> None:
     psql(pair.target, script["target"])
     # pasted twice it does no harm, as it knows by now that the roles are there
     again = json.loads(cli("doctor", "--sql", "--json", *ends(pair)).stdout)["links"][0]
-    assert "CREATE ROLE" not in again["source"] + again["target"]
+    assert "CREATE ROLE pglockstep" not in again["source"] + again["target"]
     psql(pair.source, again["source"])
     psql(pair.target, again["target"])
+    for conninfo in (pair.source, pair.target):
+        with connect(conninfo) as conn:
+            assert conn.execute("SELECT FROM pg_roles WHERE rolname = 'evil'").fetchone() is None
 
     small = Pair(
         as_role(pair.source, "pglockstep"),

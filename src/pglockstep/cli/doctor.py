@@ -15,7 +15,7 @@ from pglockstep.cli.options import Settings
 from pglockstep.config import LinkConfig
 from pglockstep.doctor.examination import examine
 from pglockstep.doctor.scripts import scripts
-from pglockstep.errors import EXIT_DIFFERS, EXIT_OK
+from pglockstep.errors import EXIT_DIFFERS, EXIT_OK, one_line
 from pglockstep.findings import Finding, counted
 from pglockstep.observe import logs
 
@@ -59,7 +59,7 @@ def _document(link: str, found: Finding) -> dict[str, object]:
         "side": found.side,
         "severity": found.severity,
         "code": found.code,
-        "message": found.message,
+        "message": one_line(found.message),
         "fix": found.fix,
         "where": found.where,
         "otherwise": found.otherwise,
@@ -74,7 +74,7 @@ def _sentences(link: str, findings: Sequence[Finding]) -> list[str]:
         f"{link}: {'it cannot work like this' if counts['error'] else 'it can work'}: {told or 'nothing to tell'}"
     ]
     for each in findings:
-        lines += ["", f"{each.severity.upper():8}{each.side}: {each.message} [{each.code}]"]
+        lines += ["", f"{each.severity.upper():8}{each.side}: {one_line(each.message)} [{each.code}]"]
         if each.where:
             lines.append(f"        fix, {each.where}:")
             lines += [f"            {line}" for line in each.fix.splitlines()]

@@ -52,7 +52,7 @@ T = TypeVar("T")
 _RANK = {"error": 0, "warning": 1, "info": 2}
 
 
-class Side(msgspec.Struct):
+class OpenEnd(msgspec.Struct):
     """One end that answers: its connection, and what every judgement needs of it."""
 
     end: End
@@ -116,7 +116,7 @@ class Examination:
         except LockstepError as error:
             self.found.append(told(error, end.side))
 
-    async def _read(self, side: Side, reading: Awaitable[T], default: T) -> T:
+    async def _read(self, side: OpenEnd, reading: Awaitable[T], default: T) -> T:
         try:
             with translate(side.end):
                 return await reading
@@ -124,12 +124,12 @@ class Examination:
             self.found.append(told(error, side.end.side))
         return default
 
-    async def _open(self, end: End, stack: AsyncExitStack) -> Side | None:
+    async def _open(self, end: End, stack: AsyncExitStack) -> OpenEnd | None:
         try:
             conn = await connect(end, "doctor")
             stack.push_async_callback(conn.close)
             with translate(end):
-                side = Side(end, conn, await privileges.facts(conn), await readings.place(conn))
+                side = OpenEnd(end, conn, await privileges.facts(conn), await readings.place(conn))
         except LockstepError as error:
             self.found.append(told(error, end.side))
             return None
@@ -138,7 +138,7 @@ class Examination:
 
     # --- each end by itself ---------------------------------------------------------------------------
 
-    async def _examine_source(self, source: Side) -> None:
+    async def _examine_source(self, source: OpenEnd) -> None:
         self._tell(privileges.source_findings(source.facts, needs_slot=self._to_copy))
         every = await self._read(source, catalog.tables(source.conn), [])
         self._tables = [table for table in every if self._selection.carries(*table.name)]
@@ -159,7 +159,7 @@ class Examination:
         elif self._record is not None:
             await self._examine_stream(source, self._record)
 
-    async def _examine_what_is_copied(self, source: Side, large: readings.LargeObjects) -> None:
+    async def _examine_what_is_copied(self, source: OpenEnd, large: readings.LargeObjects) -> None:
         unreadable = await self._read(source, readings.rows(source.conn, Name, "unreadable"), [])
         held = {each.qualified for each in self._held}
         names = [each.qualified for each in unreadable if each.qualified in held]
@@ -185,7 +185,7 @@ class Examination:
         except LockstepError as error:
             self.found.append(told(error, "source"))
 
-    async def _examine_stream(self, source: Side, record: LinkRecord) -> None:
+    async def _examine_stream(self, source: OpenEnd, record: LinkRecord) -> None:
         self._tell(slots.identity_findings(record, source.facts.identity, describe(source.end.conninfo)))
         if source.facts.in_recovery:
             return
@@ -196,7 +196,7 @@ class Examination:
             published = await ours.published_tables(source.conn, source.end, record.publication)
             self._tell(judge_source.unpublished_findings(self._tables, published))
 
-    async def _try_replication(self, source: Side) -> None:
+    async def _try_replication(self, source: OpenEnd) -> None:
         """Whether a replication connection is let in: a pooler or pg_hba.conf may bar just these."""
         facts = source.facts
         if not (facts.superuser or facts.replication) or facts.used_senders >= facts.max_senders:
@@ -206,7 +206,7 @@ class Examination:
         except LockstepError as error:
             self.found.append(replication_refused(source.end, error.message))
 
-    async def _examine_target(self, target: Side) -> None:
+    async def _examine_target(self, target: OpenEnd) -> None:
         self._tell(privileges.target_findings(target.facts, needs_copy=self._to_copy))
         if self._record is None and self._to_copy:
             held = await self._read(target, readiness.holdings(target.conn), [])
@@ -214,7 +214,7 @@ class Examination:
 
     # --- one end by the other -------------------------------------------------------------------------
 
-    async def _examine_both(self, source: Side, target: Side) -> None:
+    async def _examine_both(self, source: OpenEnd, target: OpenEnd) -> None:
         with self._part(target.end):
             await privileges.demand_distinct(source.conn, target.conn)
         if any(each.code == "same_database" for each in self.found):
@@ -228,7 +228,7 @@ class Examination:
         if self._to_copy:
             await self._examine_what_is_made(source, target)
 
-    async def _examine_places(self, source: Side, target: Side) -> None:
+    async def _examine_places(self, source: OpenEnd, target: OpenEnd) -> None:
         filled_by_target = False
         if source.place.has_our_schema:
             with self._part(source.end):
@@ -244,7 +244,7 @@ class Examination:
             )
         )
 
-    async def _examine_firing(self, source: Side, target: Side) -> None:
+    async def _examine_firing(self, source: OpenEnd, target: OpenEnd) -> None:
         """What is on the target already if the link runs, else what will come from the source."""
         replica = await self._read(target, privileges.can_act_as_replica(target.conn), True)
         side = source if self._to_copy else target
@@ -254,7 +254,7 @@ class Examination:
             self._tell(judge_target.replica_findings(target.facts))
         self._tell(told_of)
 
-    async def _examine_what_is_made(self, source: Side, target: Side) -> None:
+    async def _examine_what_is_made(self, source: OpenEnd, target: OpenEnd) -> None:
         """What the first copy will make on the target."""
         major = target.facts.major
         wanted: list[Extension] = await self._read(

@@ -11,7 +11,7 @@ import msgspec
 
 from pglockstep.doctor.readings import Extension, Owned, Thing
 from pglockstep.doctor.target import make_extension
-from pglockstep.errors import Side
+from pglockstep.errors import Side, one_line
 from pglockstep.findings import listed
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.names import quote_if_needed
@@ -152,7 +152,7 @@ def target_script(needs: TargetNeeds, title: str) -> str:
     if needs.things:
         lines += [
             "",
-            f"-- Not enough for: {listed(needs.things)}.",
+            one_line(f"-- Not enough for: {listed(needs.things)}."),
             "-- Only a superuser can make these: let the first copy connect as one, or drop them on the source.",
         ]
     return "\n".join([*lines, ""])
@@ -170,7 +170,7 @@ def unknown_script(side: Side, role: str, reason: str) -> str:
 
 
 def _head(side: str, title: str) -> list[str]:
-    return [f"-- ON THE {side.upper()} ({title}), as a superuser."]
+    return [one_line(f"-- ON THE {side.upper()} ({title}), as a superuser.")]
 
 
 def _role(role: str, attributes: str, *, exists: bool) -> Iterator[str]:
@@ -192,7 +192,8 @@ def _unhidden(tables: Iterable[Table], role: str) -> Iterator[str]:
 
 def _step(why: str, *statements: str, more: str = "") -> Iterator[str]:
     yield ""
-    yield f"-- {why}"
+    # a name that holds a line break must not end the comment
+    yield f"-- {one_line(why)}"
     if more:
-        yield f"-- {more}"
+        yield f"-- {one_line(more)}"
     yield from statements

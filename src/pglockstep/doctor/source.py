@@ -35,8 +35,8 @@ def not_streamed(tables: Sequence[Table], held: Sequence[Held], large_objects: i
     if large_objects:
         yield _warning(
             code="large_objects",
-            message=f"{counted(large_objects, 'large object')} of the source: copied once, but no change of them is ever decoded, "
-            "and none follows",
+            message=f"{counted(large_objects, 'large object')} of the source: copied once, but no change of them is ever "
+            "decoded, and none follows",
             fix="keep what changes in columns of type bytea; what stays as it is needs nothing",
         )
     if views := [each.qualified for each in held if each.kind == "materialized view"]:
@@ -88,7 +88,9 @@ def waiting_findings(waiting: Sequence[Waiting], database: str, patience: float)
         if each.pid is None:
             gid = sql.Literal(each.gid).as_string()
             its_own = quote_if_needed(each.database)
-            there = "" if each.database == database else f"\\connect {its_own}\n"
+            # a name that would end psql's line is left to the reader
+            far = each.database != database and its_own.isprintable()
+            there = f"\\connect {its_own}\n" if far else ""
             yield _error(
                 code="prepared_transaction",
                 message=f"prepared transaction {gid} in database {its_own} of the source has been open for {age}: the first "
