@@ -14,6 +14,7 @@ DOCS = SOURCE.parent.parent / "docs"
 #: Each room and its floor; a room imports from floors below its own, and from itself.
 FLOORS = {
     "errors": 0,
+    "findings": 0,
     "units": 0,
     "config": 0,
     "config_docs": 0,
@@ -27,6 +28,7 @@ FLOORS = {
     "apply": 3,
     "compare": 3,
     "link": 4,
+    "doctor": 4,
     "daemon": 5,
     "demo": 6,  # the command line tells its story
     "cli": 7,

@@ -94,6 +94,42 @@ def example() -> str:
     return "\n".join(lines) + "\n"
 
 
+_FIRST_FILE = """\
+# pglockstep: which databases to keep in step. Every key is here; one that begins with #, without a blank, stands at its
+# default, or shows how it is written where the default is nothing. Take the # away to change it.
+#
+# A connection string is libpq's: a URI, keywords, or service=NAME. A password is best kept out of this file: in
+# ~/.pgpass (host:port:database:user:password, mode 0600), or in a service file (~/.pg_service.conf).
+"""
+
+
+def first_file(link: str, source: str, target: str, state_dir: Path | None = None) -> str:
+    """A file for one link: its ends are set, and every other key stands there commented out with its default.
+
+    Prose begins with ``# ``, a key that can be uncommented with ``#``.
+    """
+    given: dict[Where, str] = {("links", link, "source"): source, ("links", link, "target"): target}
+    if state_dir is not None:
+        given[("state_dir",)] = str(state_dir)
+    lines = _FIRST_FILE.splitlines()
+    for table in _EVERY_TABLE:
+        if table.inline:
+            continue
+        # the link that the example calls main
+        where = tuple(link if name == "main" else name for name in table.example)
+        live = not where or where == ("links", link)
+        if where:
+            lines += ["", *_comment(table.kind.__doc__ or ""), f"{'' if live else '#'}[{header(where)}]"]
+        for row in _rows(table):
+            if row.example is not None:
+                value = given.get((*where, row.key))
+                lines += ["", *_comment(row.meaning)] if live else _comment(row.meaning)
+                lines.append(
+                    f"#{row.key} = {toml(row.example)}" if value is None else f"{row.key} = {toml(value)}"
+                )
+    return "\n".join(lines) + "\n"
+
+
 def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
 

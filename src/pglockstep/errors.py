@@ -32,7 +32,10 @@ in the order of :data:`EXIT_PRECEDENCE`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from pglockstep.findings import Finding
 
 Side = Literal["source", "target"]
 
@@ -92,6 +95,8 @@ class LockstepError(Exception):
     def __init__(self, message: str | None = None, *, hint: str = "") -> None:
         self.message = one_line(message or (type(self).__doc__ or "").strip().splitlines()[0])
         self.hint = one_line(hint)
+        #: The finding that was raised as this error, if it was one.
+        self.finding: Finding | None = None
         super().__init__(self.message)
 
 
@@ -191,18 +196,6 @@ class LinkHeld(LockstepError):
     """Another process holds this link."""
 
     exit_code = EXIT_LINK_HELD
-
-
-def unreachable(side: Side, message: str, hint: str) -> NoReturn:
-    """Raise the error for an end that does not answer."""
-    kind = SourceUnreachable if side == "source" else TargetUnreachable
-    raise kind(message, hint=hint)
-
-
-def lacks(side: Side, message: str, hint: str) -> NoReturn:
-    """Raise the error for an end that lacks a setting, a privilege or an object."""
-    kind = SourceLacks if side == "source" else TargetLacks
-    raise kind(message, hint=hint)
 
 
 def one_line(text: str) -> str:

@@ -44,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True):
         if path is None:
             raise ConfigError(
                 "there is no configuration",
-                hint="give --source and --target, or write pglockstep.toml (docs/configuration.md shows one)",
+                hint="give --source and --target, or write a first file: pglockstep init",
             )
         found = configuration.load(path, os.environ)
         return found if self.state_dir is None else msgspec.structs.replace(found, state_dir=self.state_dir)

@@ -17,12 +17,13 @@ from pathlib import Path
 import msgspec
 from psycopg import AsyncConnection
 
-from pglockstep.copy import restore
+from pglockstep.copy import readiness, restore
 from pglockstep.copy import source as ours
 from pglockstep.copy.rows import copy_large_objects, copy_table
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
-from pglockstep.errors import LockstepError, SourceError, SourceLacks, TargetBusy, TargetNotEmpty
+from pglockstep.errors import LockstepError, SourceError, TargetBusy
+from pglockstep.findings import demand
 from pglockstep.postgres import catalog, privileges, sequences
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, translate
@@ -69,52 +70,23 @@ class CopyResult(msgspec.Struct, frozen=True):
 
 async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> list[Table]:
     """Raise unless a first copy can start; returns the tables that it will carry. Changes nothing."""
-    privileges.demand_source(ends.source_facts, needs_slot=True)
-    privileges.demand_target(ends.target_facts, needs_copy=True)
-    privileges.demand_encodings(ends.source_facts, ends.target_facts)
-    await demand_empty(ends)
+    demand(privileges.source_findings(ends.source_facts, needs_slot=True))
+    demand(privileges.target_findings(ends.target_facts, needs_copy=True))
+    demand(privileges.encoding_findings(ends.source_facts, ends.target_facts))
+    with translate(ends.target):
+        demand(readiness.emptiness(await readiness.holdings(ends.target_conn)))
     with translate(ends.source):
         every = await catalog.tables(ends.source_conn)
     tables = [table for table in every if selection.carries(*table.name)]
-    privileges.demand_tables(ends.source_facts, tables)
+    demand(privileges.table_findings(ends.source_facts, tables))
     if not selection.is_everything:
         with translate(ends.source):
             selection.demand_whole(await ours.references(ends.source_conn))
-    keyless = ours.without_identity(tables)
-    if keyless and without_key == "refuse":
-        raise SourceLacks(
-            f"{len(keyless)} tables of the source have no replica identity: "
-            + ", ".join(str(table.name) for table in keyless[:5]),
-            hint='add a primary key to each, leave them out with `exclude`, or set without_key = "full"',
-        )
-    if barred := ours.identified_by_generated(tables, ends.source_facts.major):
-        raise SourceLacks(
-            f"table {barred[0].name} has a generated column in its replica identity: once published, PostgreSQL "
-            f"{ends.source_facts.major} would refuse its users' own UPDATEs and DELETEs",
-            hint="give it a primary key of ordinary columns (and REPLICA IDENTITY DEFAULT), or leave it out with `exclude`",
-        )
+    demand(readiness.identity_findings(tables, ends.source_facts.major, without_key, selection))
     replica = await privileges.can_act_as_replica(ends.target_conn)
     await demand_quiet(ends.source_conn, ends.source, ends.target_facts, selection, replica=replica)
     clients_for(ends.source_facts.major, os.environ)
     return tables
-
-
-async def demand_empty(ends: Ends) -> None:
-    """Raise `TargetNotEmpty`, saying what it holds, if the target holds any relation or large object."""
-    with translate(ends.target):
-        cursor = await ends.target_conn.execute(catalog.statement("holdings"))
-        held = [f"{kind} {QualifiedName(schema, name)}" async for schema, name, kind in cursor]
-        cursor = await ends.target_conn.execute(
-            "SELECT oid::text FROM pg_catalog.pg_largeobject_metadata ORDER BY oid"
-        )
-        held += [f"large object {oid}" async for (oid,) in cursor]
-    if held:
-        shown = ", ".join(held[:5])
-        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
-        raise TargetNotEmpty(
-            f"the target is not empty and not ours: it holds {shown}{more}",
-            hint="point `target` at an empty database (CREATE DATABASE …); pglockstep overwrites nothing",
-        )
 
 
 async def copy(ends: Ends, link: str, selection: Selection, without_key: str) -> CopyResult:
@@ -283,9 +255,9 @@ async def _transfer(
             if await privileges.can_act_as_replica(target):
                 # event triggers of the user's, made half way, must not fire for what follows
                 await target.execute("SET LOCAL session_replication_role = replica")
-            await restore.run_script(
-                target, ends.target, await archive.section("pre-data", target_major=major), what="schema"
-            )
+            present = await restore.present(target)
+            pre_data = await archive.section("pre-data", target_major=major, present=present)
+            await restore.run_script(target, ends.target, pre_data, what="schema")
             await restore.drop_public(source, target, ends.both)
             rows = 0
             for table in tables:

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection, sql
 
 from pglockstep.errors import TargetError, one_line
 from pglockstep.postgres.connect import End, is_gone, translate
+from pglockstep.postgres.dump import Present
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress.target import ChangedIdentity
 
@@ -52,6 +53,18 @@ async def run_script(conn: AsyncConnection, end: End, script: bytes, *, what: st
 
 def _refused(error: psycopg.Error, what: str, hint: str) -> TargetError:
     return TargetError(f"the target refused the source's {what}: {one_line(str(error))}", hint=hint)
+
+
+async def present(conn: AsyncConnection) -> Present:
+    """What others have made on the target beforehand. Raises psycopg's errors."""
+    schemas = await conn.execute(
+        "SELECT nspname::text FROM pg_catalog.pg_namespace "
+        "WHERE oid >= 16384 AND nspname !~ '^pg_' AND nspname NOT IN ('public', 'pglockstep')"
+    )
+    extensions = await conn.execute(
+        "SELECT extname::text FROM pg_catalog.pg_extension WHERE NOT pg_catalog.pg_has_role(extowner, 'USAGE')"
+    )
+    return Present([row[0] async for row in schemas], [row[0] async for row in extensions])
 
 
 async def drop_public(source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End]) -> None:

@@ -7,8 +7,12 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from pglockstep.config import LinkConfig, TablePattern
+from pglockstep.config_reader import toml
 from pglockstep.errors import ConfigError
 from pglockstep.postgres.names import QualifiedName
+
+#: Where such a line belongs.
+IN_CONFIG = "in the configuration, in the table of the link"
 
 #: Kinds of things that patterns choose; types and functions always come along.
 _CHOSEN = {"table", "view", "materialized view", "foreign table"}
@@ -47,6 +51,10 @@ class Selection(msgspec.Struct, frozen=True):
     def left_out(self, names: Iterable[QualifiedName]) -> Sequence[QualifiedName]:
         """Those of `names` that are not carried."""
         return [name for name in names if not self.carries(*name)]
+
+    def excluding(self, names: Iterable[QualifiedName]) -> str:
+        """The ``exclude`` to write into the configuration so that these tables are left out as well."""
+        return f"exclude = {toml([*self.exclude, *map(str, names)])}"
 
     def demand_whole(self, references: Iterable[Reference]) -> None:
         """Raise `ConfigError`, naming both, if something carried refers to a relation that is left out."""

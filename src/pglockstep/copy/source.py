@@ -149,9 +149,14 @@ async def create_publication(conn: AsyncConnection, end: End, name: str, tables:
         await conn.execute(sql.SQL("CREATE PUBLICATION {}{}").format(sql.Identifier(name), what))
 
 
+def slot_patience(end: End) -> float:
+    """How long making a slot waits for the source's open transactions, in seconds."""
+    return end.lock_timeout * _SLOT_PATIENCE
+
+
 async def create_slot(stream: ReplicationConnection, conn: AsyncConnection, end: End, name: str) -> NewSlot:
     """Make the slot, or say who keeps it waiting: it needs every transaction open now to end first."""
-    patience = end.lock_timeout * _SLOT_PATIENCE
+    patience = slot_patience(end)
     try:
         async with asyncio.timeout(patience):
             return await stream.create_slot(name)

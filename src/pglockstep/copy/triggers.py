@@ -6,14 +6,25 @@ replica ordinary triggers and foreign keys stay quiet; what fires all the same i
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 from psycopg import AsyncConnection
 
 from pglockstep.copy.selection import Selection
 from pglockstep.errors import TargetLacks
+from pglockstep.findings import Finding, demand, listed
 from pglockstep.postgres import catalog, privileges
 from pglockstep.postgres.connect import End, translate
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
 from pglockstep.postgres.privileges import Facts
+
+
+class Firing(NamedTuple):
+    """A table, and one of the triggers that would fire for its rows."""
+
+    table: QualifiedName
+    trigger: str
 
 
 async def demand_quiet(
@@ -24,21 +35,47 @@ async def demand_quiet(
     `replica` tells whether they are written under ``session_replication_role = replica``.
     """
     with translate(end):
-        cursor = await conn.execute(catalog.statement("firing"), [replica])
-        every = [(QualifiedName(schema, name), trigger) async for schema, name, trigger in cursor]
-    firing = [(name, trigger) for name, trigger in every if selection.carries(*name)]
+        firing = await would_fire(conn, replica=replica)
+    demand(firing_findings(firing, target, selection, replica=replica))
+
+
+async def would_fire(conn: AsyncConnection, *, replica: bool) -> list[Firing]:
+    """Every trigger and foreign key that would fire. Raises psycopg's errors."""
+    cursor = await conn.execute(catalog.statement("firing"), [replica])
+    return [Firing(QualifiedName(schema, name), trigger) async for schema, name, trigger in cursor]
+
+
+def firing_findings(
+    every: Sequence[Firing], target: Facts, selection: Selection, *, replica: bool
+) -> Iterator[Finding]:
+    """What must not fire and would, and how it is kept quiet. Pure."""
+    firing = [each for each in every if selection.carries(*each.table)]
     if not firing:
         return
     if not replica:
-        raise TargetLacks(
-            f"role {quote_if_needed(target.role)} on the target may not set session_replication_role, and triggers or "
-            f"foreign keys of {', '.join(str(name) for name, _ in firing[:5])} would fire for copied rows",
-            hint=privileges.replica_grant(target),
+        fix, where = privileges.replica_grant(target)
+        yield Finding(
+            side="target",
+            severity="error",
+            code="no_replica_role",
+            message=f"role {quote_if_needed(target.role)} on the target may not set session_replication_role, and "
+            f"triggers or foreign keys of {listed(dict.fromkeys(each.table for each in firing))} would fire for copied rows",
+            fix=fix,
+            where=where,
         )
-    table, trigger = firing[0]
-    raise TargetLacks(
-        f"trigger {quote_if_needed(trigger)} of {table} is ENABLE ALWAYS or ENABLE REPLICA: it would fire on the target for "
+        return
+    table, trigger = firing[0].table, quote_if_needed(firing[0].trigger)
+    more = f" (and {len(firing) - 1} more such)" if len(firing) > 1 else ""
+    yield Finding(
+        side="source",
+        severity="error",
+        code="always_trigger",
+        message=f"trigger {trigger} of {table}{more} is ENABLE ALWAYS or ENABLE REPLICA: it would fire on the target for "
         "every row that comes from the source, and its effects would be there twice",
-        hint=f"on the source, and on the target if it has the table: ALTER TABLE {table} "
-        f"ENABLE TRIGGER {quote_if_needed(trigger)}; or leave the table out with `exclude`",
+        fix="\n".join(
+            f"ALTER TABLE {each.table} ENABLE TRIGGER {quote_if_needed(each.trigger)};" for each in firing
+        ),
+        where="on the source, and on the target if it has the table",
+        otherwise="or leave the table out with `exclude`",
+        raises=TargetLacks,
     )

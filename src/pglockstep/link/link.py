@@ -22,6 +22,7 @@ from pglockstep.copy.first import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import end_sender
 from pglockstep.errors import TargetError
+from pglockstep.findings import demand
 from pglockstep.link import session
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.standing import Standing
@@ -55,8 +56,8 @@ class Link:
         if record is not None:
             session.demand_identity(ends, record)
             if record.phase == "streaming":
-                privileges.demand_source(ends.source_facts, needs_slot=False)
-                privileges.demand_target(ends.target_facts, needs_copy=False)
+                demand(privileges.source_findings(ends.source_facts, needs_slot=False))
+                demand(privileges.target_findings(ends.target_facts, needs_copy=False))
                 self.standing.belongs_to(record.id)
                 return record, 0
             log.info("taking back a copy that did not finish", extra=self.about("copy.undo"))

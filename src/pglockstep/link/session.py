@@ -13,12 +13,13 @@ from pglockstep.config import LinkConfig
 from pglockstep.copy.first import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
-from pglockstep.errors import IdentityChanged, SourceLacks
+from pglockstep.findings import demand
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import connect, describe, ends, translate
+from pglockstep.progress import slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
-from pglockstep.units import Lsn, human_bytes
+from pglockstep.units import Lsn
 
 #: How long a killed process's session may still hold the lock: its server has to notice first.
 _DYING = 10.0
@@ -58,53 +59,14 @@ async def take_lock(ends: Ends, *, patience: float = _DYING) -> bool:
 
 def demand_identity(ends: Ends, record: LinkRecord) -> None:
     """Raise `IdentityChanged` unless the source is the very database that this target was copied from."""
-    if record.source_identity != ends.source_facts.identity:
-        raise IdentityChanged(
-            f"another database answers as the source ({describe(ends.source.conninfo)}): this target was filled from "
-            f"{record.source_identity}, that one is {ends.source_facts.identity}; nothing was copied",
-            hint="point `source` at the database it was, or, if this one is meant: pglockstep teardown, empty the target, "
-            "pglockstep once",
-        )
+    demand(slots.identity_findings(record, ends.source_facts.identity, describe(ends.source.conninfo)))
 
 
 async def demand_slot(ends: Ends, record: LinkRecord) -> None:
     """Raise `SourceLacks` unless the slot can go on from the target's progress without a gap."""
-    again = "pglockstep teardown, empty the target, pglockstep once"
     with translate(ends.source):
-        cursor = await ends.source_conn.execute(
-            "SELECT wal_status, confirmed_flush_lsn::text, "
-            "pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::bigint, "
-            "pg_catalog.pg_current_wal_flush_lsn()::text "
-            "FROM pg_catalog.pg_replication_slots "
-            "WHERE slot_name = $1 AND database = pg_catalog.current_database()",
-            [record.slot],
-        )
-        row = await cursor.fetchone()
-    if row is None:
-        raise SourceLacks(
-            f"replication slot {record.slot} is gone from the source: what was written there since "
-            f"{record.progress} cannot be streamed any more",
-            hint=f"copy anew: {again}",
-        )
-    status, confirmed, retained, written = row
-    if record.progress is not None and Lsn.parse(written) < record.progress:
-        raise IdentityChanged(
-            f"the source is older than what the target already has from it: its WAL ends at {written}, the target is "
-            f"complete up to {record.progress}; was the source restored from an older copy? nothing was copied",
-            hint=f"put the newer source back; or, if this one is meant: {again}",
-        )
-    if status == "lost":
-        raise SourceLacks(
-            f"replication slot {record.slot} was invalidated by the source, which kept {human_bytes(retained or 0)} of WAL "
-            "for it at the end",
-            hint=f"copy anew: {again}; then raise max_slot_wal_keep_size on the source, or keep the daemon running",
-        )
-    if confirmed and record.progress is not None and Lsn.parse(confirmed) > record.progress:
-        raise SourceLacks(
-            f"the target is complete up to {record.progress} only, but the source has forgotten everything before "
-            f"{confirmed}: was the target restored from an older copy?",
-            hint=f"copy anew: {again}",
-        )
+        slot, written = await slots.read(ends.source_conn, record.slot)
+    demand(slots.slot_findings(record, slot, written))
 
 
 async def emit_barrier(ends: Ends, link: str) -> Lsn:

@@ -58,6 +58,9 @@ class Table(msgspec.Struct, frozen=True):
     forced_row_security: bool = False
     owned: bool = True
     readable: bool = True
+    reachable: bool = True
+    owner: str = ""
+    owner_is_superuser: bool = False
     estimated_rows: int = 0
 
     @property

@@ -9,9 +9,11 @@ a hint and without a password.
 from __future__ import annotations
 
 import hashlib
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import psycopg
@@ -29,10 +31,10 @@ from pglockstep.errors import (
     TargetBusy,
     TargetError,
     TargetUnreachable,
-    lacks,
     one_line,
-    unreachable,
 )
+from pglockstep.findings import HERE, Finding
+from pglockstep.postgres.names import quote_if_needed
 
 #: The oldest server whose pgoutput can carry our barrier messages.
 OLDEST_MAJOR = 14
@@ -135,17 +137,14 @@ async def connect(
             **_parameters(end, purpose, replication=replication),
         )
     except psycopg.Error as error:
-        _refused(end, error)
+        said = one_line(str(error)).removeprefix("connection failed: ")
+        raise refusal(end, said).error() from error
     conn.prepared_max = 1000
     with translate(end):
         try:
             major = conn.info.server_version // 10000
             if major < OLDEST_MAJOR:
-                lacks(
-                    end.side,
-                    f"the {end.side} is PostgreSQL {major}; pglockstep needs {OLDEST_MAJOR} or newer",
-                    f"upgrade {describe(end.conninfo)}, or copy it once with pg_dump and pg_restore",
-                )
+                raise too_old(end, major).error()
             pinned = _PINNED + f"SET lock_timeout = '{round(end.lock_timeout * 1000)}ms';"
             if major >= 17:
                 pinned += "SET transaction_timeout = 0;"
@@ -196,16 +195,64 @@ def _parameters(end: End, purpose: str, *, replication: bool) -> dict[str, Any]:
     return chosen
 
 
-def _refused(end: End, error: psycopg.Error) -> NoReturn:
-    said = one_line(str(error)).removeprefix("connection failed: ")
-    hint = f"is that server running and reachable from here? check `{end.side}` of link {end.link!r}"
+def too_old(end: End, major: int) -> Finding:
+    """What to say of a server of a `major` version that we cannot use. Pure."""
+    return Finding(
+        side=end.side,
+        severity="error",
+        code="too_old",
+        message=f"the {end.side} is PostgreSQL {major}; pglockstep needs {OLDEST_MAJOR} or newer",
+        fix=f"upgrade {describe(end.conninfo)}, or copy it once with pg_dump and pg_restore",
+    )
+
+
+def refusal(end: End, said: str) -> Finding:
+    """Why an attempt to connect to `end` failed, going by what libpq or the server said. Pure."""
+    ours = f"`{end.side}` of link {end.link!r}"
+    raises = SourceUnreachable if end.side == "source" else TargetUnreachable
+    code, fix, where, otherwise = (
+        "unreachable",
+        f"pg_isready -d {shlex.quote(describe(end.conninfo))}",
+        HERE,
+        f"is that server running and reachable from here? check {ours}",
+    )
     if "password" in said or "authentication" in said:
-        hint = f"correct the password or role in `{end.side}` of link {end.link!r}, ~/.pgpass or pg_hba.conf"
-    elif "does not exist" in said:
-        hint = f"create it on that server, or correct `{end.side}` of link {end.link!r}"
+        code, where, otherwise = "wrong_password", "", ""
+        fix = f"correct the password or role in {ours}, ~/.pgpass or pg_hba.conf"
+    elif found := re.search('database "(.+)" does not exist', said):
+        code, fix, where, otherwise = "unknown_database", f"correct the database in {ours}", "", ""
+        if end.side == "target":
+            where, fix = "on that server", f"CREATE DATABASE {quote_if_needed(found[1])};"
+            otherwise = f"or correct {ours}"
+    elif found := re.search('role "(.+)" does not exist', said):
+        code, where = "unknown_role", "on that server, as a superuser"
+        fix, otherwise = f"CREATE ROLE {quote_if_needed(found[1])} LOGIN;", f"or correct {ours}"
+    elif found := re.search('no pg_hba.conf entry for host "(.+?)", user "(.+)", database "(.+?)"', said):
+        code, where = "not_admitted", "into pg_hba.conf of that server"
+        address, user, database = found[1], found[2], found[3]
+        width = 128 if ":" in address else 32
+        fix = f"host {_hba(database)} {_hba(user)} {address}/{width} scram-sha-256"
+        otherwise = "then SELECT pg_reload_conf() there"
     elif "pg_hba.conf" in said:
-        hint = "add a line for this role, database and address to that server's pg_hba.conf, then reload it"
-    unreachable(end.side, f"cannot connect to the {end.side} ({describe(end.conninfo)}): {said}", hint)
+        code, where, otherwise = "not_admitted", "", ""
+        fix = "add a line for this role, database and address to that server's pg_hba.conf, then reload it"
+    elif "does not exist" in said:
+        code, where, otherwise = "unknown_name", "", ""
+        fix = f"create it on that server, or correct {ours}"
+    return Finding(
+        side=end.side,
+        severity="error",
+        code=code,
+        message=f"cannot connect to the {end.side} ({describe(end.conninfo)}): {said}",
+        fix=fix,
+        where=where,
+        otherwise=otherwise,
+        raises=raises,
+    )
+
+
+def _hba(name: str) -> str:
+    return name if re.fullmatch("[a-z0-9_]+", name) else '"' + name.replace('"', '""') + '"'
 
 
 @contextmanager

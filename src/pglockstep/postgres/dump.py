@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -18,6 +19,13 @@ from pglockstep.errors import SourceError, one_line
 from pglockstep.postgres.connect import End
 from pglockstep.postgres.installations import Installation
 from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
+
+
+class Present(NamedTuple):
+    """What others have made on a target beforehand: schemas, and extensions that are not our role's."""
+
+    schemas: Collection[str]
+    extensions: Collection[str]
 
 
 class SchemaArchive:
@@ -55,10 +63,30 @@ class SchemaArchive:
         finally:
             (self._directory / "pgpass").unlink(missing_ok=True)
 
-    async def section(self, name: str, *, target_major: int) -> bytes:
-        """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`."""
+    async def section(self, name: str, *, target_major: int, present: Present | None = None) -> bytes:
+        """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`.
+
+        Left out are the schemas that are `present` already, and the comments of extensions that are.
+        """
+        contents = await self._run("pg_restore", [f"--section={name}", "--list", str(self._archive)])
+        schemas, extensions = ("|".join(map(re.escape, each)) for each in present or ((), ()))
+        barred = re.compile(
+            rf"\d+; \d+ \d+ (SCHEMA - ({schemas}) \S+|COMMENT - EXTENSION ({extensions})( \S*)?)".encode()
+        )
+        chosen = self._directory / f"{name}.list"
+        chosen.write_bytes(
+            b"".join(line + b"\n" for line in contents.splitlines() if not barred.fullmatch(line.rstrip()))
+        )
         text = await self._run(
-            "pg_restore", [f"--section={name}", "--no-owner", "--no-acl", "--file=-", str(self._archive)]
+            "pg_restore",
+            [
+                f"--use-list={chosen}",
+                f"--section={name}",
+                "--no-owner",
+                "--no-acl",
+                "--file=-",
+                str(self._archive),
+            ],
         )
         return plain_sql(text, target_major)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from pglockstep.errors import ConfigError
+from pglockstep.findings import HERE, Finding
 
 #: Where packagers put PostgreSQL without putting it on PATH.
 WELL_KNOWN = (
@@ -69,10 +70,16 @@ def clients_for(major: int, environ: Mapping[str, str]) -> Installation:
         nearest = min(one.major for one in able)
         return [one for one in able if one.major == nearest][-1]
     listed = ", ".join(f"{one.version} in {one.bindir}" for one in known) or "none"
-    hint = f"apt install postgresql-client-{major}"
-    if major <= max(EMBEDDED):
-        hint += ", or pip install 'pglockstep[embedded]'"
-    raise ConfigError(f"no pg_dump and pg_restore of version {major} or newer; found: {listed}", hint=hint)
+    raise Finding(
+        side="source",
+        severity="error",
+        code="no_client",
+        message=f"no pg_dump and pg_restore of version {major} or newer; found: {listed}",
+        fix=f"apt install postgresql-client-{major}",
+        where=HERE,
+        otherwise="or pip install 'pglockstep[embedded]'" if major <= max(EMBEDDED) else "",
+        raises=ConfigError,
+    ).error()
 
 
 def _directories(environ: Mapping[str, str]) -> Iterator[Path]:

@@ -31,9 +31,23 @@ class QualifiedName(NamedTuple):
 def quote_if_needed(identifier: str) -> str:
     """`identifier` as a person would write it: quoted only where PostgreSQL would fold or refuse it bare.
 
-    For messages only, never for SQL.
+    For what people read or paste; statements of ours are composed with :mod:`psycopg.sql`.
     """
     plain = identifier.isascii() and identifier.replace("_", "a").isalnum() and identifier.islower()
-    if plain and not identifier[0].isdigit():
+    if plain and not identifier[0].isdigit() and identifier not in _KEYWORDS:
         return identifier
     return '"' + identifier.replace('"', '""') + '"'
+
+
+# The words that PostgreSQL 14 to 18 do not take bare as a name (R and T of pg_get_keywords).
+_WORDS = (
+    "all analyse analyze and any array as asc asymmetric authorization binary both case cast check "
+    "collate collation column concurrently constraint create cross current_catalog current_date "
+    "current_role current_schema current_time current_timestamp current_user default deferrable desc "
+    "distinct do else end except false fetch for foreign freeze from full grant group having ilike in "
+    "initially inner intersect into is isnull join lateral leading left like limit localtime "
+    "localtimestamp natural not notnull null offset on only or order outer overlaps placing primary "
+    "references returning right select session_user similar some symmetric system_user table tablesample "
+    "then to trailing true union unique user using variadic verbose when where window with "
+)
+_KEYWORDS = frozenset(_WORDS.split())

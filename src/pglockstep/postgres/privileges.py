@@ -1,20 +1,21 @@
 """What a server and our role on it allow, and whether that is enough for a link.
 
-Reading the facts is one query; judging them is pure, so that each demand can be tested by itself. Nothing
-here changes anything on either end.
+Reading the facts is one query; judging them is pure: each judgement gives findings, which a command that
+needs what is missing raises (`findings.demand`) and ``doctor`` reports. Nothing here changes anything.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from pglockstep.errors import ConfigError, SourceLacks, TargetLacks
+from pglockstep.errors import ConfigError
+from pglockstep.findings import Finding, listed
 from pglockstep.postgres.catalog import Table, statement
 from pglockstep.postgres.names import quote_if_needed
 
@@ -38,6 +39,7 @@ class Facts(msgspec.Struct, frozen=True):
     max_senders: int
     used_senders: int
     can_create: bool
+    can_stage: bool
 
     @property
     def major(self) -> int:
@@ -59,88 +61,156 @@ async def facts(conn: AsyncConnection) -> Facts:
     return found
 
 
-def demand_source(found: Facts, *, needs_slot: bool) -> None:
-    """Raise `SourceLacks` with the exact fix unless the source can be decoded; `needs_slot` for a first copy."""
+def _source_fault(
+    code: str, message: str, fix: str, where: str = "on the source", otherwise: str = ""
+) -> Finding:
+    return Finding(
+        side="source",
+        severity="error",
+        code=code,
+        message=message,
+        fix=fix,
+        where=where,
+        otherwise=otherwise,
+    )
+
+
+def source_findings(found: Facts, *, needs_slot: bool) -> Iterator[Finding]:
+    """What keeps the source from being decoded; `needs_slot` for a first copy."""
+    role, database = quote_if_needed(found.role), quote_if_needed(found.database)
+
     if found.in_recovery:
-        raise SourceLacks(
+        yield _source_fault(
+            "standby",
             "the source is a standby; its primary must be the source",
-            hint="point `source` at the primary",
+            "point `source` at the primary",
+            "",
         )
+        return
     if found.wal_level != "logical":
-        raise SourceLacks(
+        yield _source_fault(
+            "wal_level",
             f"the source has wal_level = {found.wal_level}; logical decoding needs wal_level = logical",
-            hint="on the source: ALTER SYSTEM SET wal_level = 'logical'; then restart that server",
+            "ALTER SYSTEM SET wal_level = 'logical';\n-- then restart that server",
+            "on the source, as a superuser",
         )
     if not (found.superuser or found.replication):
-        raise SourceLacks(
-            f"role {quote_if_needed(found.role)} on the source may not use replication",
-            hint=f"on the source, as a superuser: ALTER ROLE {quote_if_needed(found.role)} REPLICATION;",
+        yield _source_fault(
+            "no_replication",
+            f"role {role} on the source may not use replication",
+            f"ALTER ROLE {role} REPLICATION;",
+            "on the source, as a superuser",
         )
     if not needs_slot:
         return
     if found.used_slots >= found.max_slots:
-        raise SourceLacks(
+        yield _source_fault(
+            "no_free_slot",
             f"the source has no free replication slot: {found.used_slots} of {found.max_slots} are in use",
-            hint="drop one that nobody needs (SELECT slot_name, active FROM pg_replication_slots), or raise "
-            "max_replication_slots and restart that server",
+            f"ALTER SYSTEM SET max_replication_slots = {found.max_slots + 10};\n-- then restart that server",
+            "on the source, as a superuser",
+            "or drop one that nobody needs (SELECT slot_name, active FROM pg_replication_slots)",
         )
     if found.used_senders >= found.max_senders:
-        raise SourceLacks(
+        yield _source_fault(
+            "no_free_sender",
             f"the source has no free WAL sender: {found.used_senders} of {found.max_senders} are in use",
-            hint="raise max_wal_senders on the source and restart that server",
+            f"ALTER SYSTEM SET max_wal_senders = {found.max_senders + 10};\n-- then restart that server",
+            "on the source, as a superuser",
         )
     if not found.can_create:
-        raise SourceLacks(
-            f"role {quote_if_needed(found.role)} may not create a publication in the source database",
-            hint=f"on the source: GRANT CREATE ON DATABASE {quote_if_needed(found.database)} "
-            f"TO {quote_if_needed(found.role)};",
+        yield _source_fault(
+            "no_create",
+            f"role {role} may not create a publication in the source database",
+            f"GRANT CREATE ON DATABASE {database} TO {role};",
         )
 
 
-def demand_tables(found: Facts, tables: Sequence[Table]) -> None:
-    """Raise `SourceLacks` unless our role may read, publish and see every row of these tables."""
+def table_findings(found: Facts, tables: Sequence[Table]) -> Iterator[Finding]:
+    """What keeps our role from publishing, reading and seeing every row of these tables."""
     if found.superuser:
         return
     role = quote_if_needed(found.role)
+
     if foreign := [table for table in tables if not table.owned]:
-        raise SourceLacks(
+        yield _source_fault(
+            "not_owner",
             f"role {role} does not own {_listed(foreign)} on the source; only an owner can publish a table",
-            hint=f"on the source: GRANT <owner of the table> TO {role}; or leave the table out with `exclude`",
+            "\n".join(dict.fromkeys(_ownership(table, role) for table in foreign)),
+            where="on the source, as a superuser",
+            otherwise="or leave the table out with `exclude`",
         )
-    if unreadable := [table for table in tables if not table.readable]:
-        raise SourceLacks(
+    if hidden := [table for table in tables if not table.reachable]:
+        schemas = dict.fromkeys(quote_if_needed(table.name.schema) for table in hidden)
+        yield _source_fault(
+            "no_usage",
+            f"role {role} may not look into schema {listed(schemas)} on the source",
+            "\n".join(f"GRANT USAGE ON SCHEMA {schema} TO {role};" for schema in schemas),
+        )
+    if unreadable := [table for table in tables if table.owned and not table.readable]:
+        yield _source_fault(
+            "not_readable",
             f"role {role} may not read {_listed(unreadable)} on the source",
-            hint=f"on the source: GRANT SELECT ON {unreadable[0].name} TO {role};",
+            "\n".join(f"GRANT SELECT ON {table.name} TO {role};" for table in unreadable),
         )
     if not found.bypass_row_security and (hidden := [table for table in tables if table.forced_row_security]):
-        raise SourceLacks(
+        yield _source_fault(
+            "hidden_rows",
             f"row security could hide rows of {_listed(hidden)} from role {role}; the copy would be short",
-            hint=f"on the source, as a superuser: ALTER ROLE {role} BYPASSRLS;",
+            f"ALTER ROLE {role} BYPASSRLS;",
+            "on the source, as a superuser",
         )
 
 
-def demand_target(found: Facts, *, needs_copy: bool) -> None:
-    """Raise `TargetLacks` with the exact fix unless the target can be written."""
+def _ownership(table: Table, role: str) -> str:
+    if table.owner_is_superuser:
+        # membership in a superuser would make ours one too
+        return f"ALTER TABLE {table.name} OWNER TO {role};"
+    return f"GRANT {quote_if_needed(table.owner)} TO {role};"
+
+
+def target_findings(found: Facts, *, needs_copy: bool) -> Iterator[Finding]:
+    """What keeps the target from being written."""
+    role, database = quote_if_needed(found.role), quote_if_needed(found.database)
     if found.in_recovery:
-        raise TargetLacks(
-            "the target is a standby, or still recovering; it takes no writes",
-            hint="point `target` at a primary",
+        yield Finding(
+            side="target",
+            severity="error",
+            code="standby",
+            message="the target is a standby, or still recovering; it takes no writes",
+            fix="point `target` at a primary",
         )
+        return
     if needs_copy and not found.can_create:
-        raise TargetLacks(
-            f"role {quote_if_needed(found.role)} may not create schemas in the target database",
-            hint=f"on the target: GRANT CREATE ON DATABASE {quote_if_needed(found.database)} "
-            f"TO {quote_if_needed(found.role)};",
+        yield Finding(
+            side="target",
+            severity="error",
+            code="no_create",
+            message=f"role {role} may not create schemas in the target database",
+            fix=f"GRANT CREATE ON DATABASE {database} TO {role};",
+            where="on the target",
+        )
+    if not found.can_stage:
+        yield Finding(
+            side="target",
+            severity="error",
+            code="no_temp",
+            message=f"role {role} may not create temporary tables in the target database, where changes are staged",
+            fix=f"GRANT TEMPORARY ON DATABASE {database} TO {role};",
+            where="on the target",
         )
 
 
-def demand_encodings(source: Facts, target: Facts) -> None:
-    """Raise `TargetLacks` where text cannot be carried without guessing at its encoding."""
+def encoding_findings(source: Facts, target: Facts) -> Iterator[Finding]:
+    """What keeps text from being carried without guessing at its encoding."""
     if source.encoding != target.encoding and "SQL_ASCII" in (source.encoding, target.encoding):
-        raise TargetLacks(
-            f"the source is encoded in {source.encoding}, the target in {target.encoding}; "
+        yield Finding(
+            side="target",
+            severity="error",
+            code="encoding",
+            message=f"the source is encoded in {source.encoding}, the target in {target.encoding}; "
             "bytes of SQL_ASCII belong to no known encoding and cannot be converted",
-            hint=f"create the target database with ENCODING '{source.encoding}' TEMPLATE template0",
+            fix=f"create the target database with ENCODING '{source.encoding}' TEMPLATE template0",
         )
 
 
@@ -161,10 +231,14 @@ async def demand_distinct(source: AsyncConnection, target: AsyncConnection) -> N
     finally:
         await source.execute("SELECT pg_catalog.pg_advisory_unlock($1)", [key])
     if not taken:
-        raise ConfigError(
-            "the source and the target are the same database",
-            hint="point `source` and `target` at two different databases; nothing was changed",
-        )
+        raise Finding(
+            side="target",
+            severity="error",
+            code="same_database",
+            message="the source and the target are the same database",
+            fix="point `source` and `target` at two different databases; nothing was changed",
+            raises=ConfigError,
+        ).error()
 
 
 async def can_act_as_replica(conn: AsyncConnection) -> bool:
@@ -177,14 +251,16 @@ async def can_act_as_replica(conn: AsyncConnection) -> bool:
     return True
 
 
-def replica_grant(found: Facts) -> str:
-    """The statement that lets the target's role act as a replica, or what to do where there is none."""
-    role = quote_if_needed(found.role)
+def replica_grant(found: Facts) -> tuple[str, str]:
+    """What lets the target's role act as a replica, and where to paste it; a sentence where there is no such GRANT."""
     if found.major >= 15:
-        return f"on the target, as a superuser: GRANT SET ON PARAMETER session_replication_role TO {role};"
-    return "use a superuser on the target (PostgreSQL 15 and newer can grant just this one setting)"
+        role = quote_if_needed(found.role)
+        return (
+            f"GRANT SET ON PARAMETER session_replication_role TO {role};",
+            "on the target, as a superuser",
+        )
+    return "use a superuser on the target (PostgreSQL 15 and newer can grant just this one setting)", ""
 
 
 def _listed(tables: Iterable[Table]) -> str:
-    names = [str(table.name) for table in tables]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return listed(table.name for table in tables)

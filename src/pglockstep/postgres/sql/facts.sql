@@ -15,7 +15,8 @@ SELECT
     (SELECT count(*) FROM pg_catalog.pg_replication_slots) AS used_slots,
     current_setting('max_wal_senders')::integer AS max_senders,
     (SELECT count(*) FROM pg_catalog.pg_stat_replication) AS used_senders,
-    pg_catalog.has_database_privilege(d.oid, 'CREATE') AS can_create
+    pg_catalog.has_database_privilege(d.oid, 'CREATE') AS can_create,
+    pg_catalog.has_database_privilege(d.oid, 'TEMPORARY') AS can_stage
 FROM pg_catalog.pg_database AS d
 JOIN pg_catalog.pg_roles AS r ON r.rolname = current_user
 WHERE d.datname = pg_catalog.current_database()

@@ -1,6 +1,6 @@
 -- What would fire on the target for rows that we write: triggers and foreign keys of users' tables.
 -- $1: whether we write as a replica, so that only ENABLE ALWAYS and ENABLE REPLICA triggers fire.
-SELECT n.nspname AS schema, c.relname AS name, min(t.tgname) AS trigger
+SELECT n.nspname AS schema, c.relname AS name, t.tgname AS trigger
 FROM pg_catalog.pg_trigger AS t
 JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
@@ -9,5 +9,4 @@ WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pglockste
     AND t.tgenabled <> 'D'
     AND (NOT t.tgisinternal OR k.contype = 'f')
     AND (NOT $1 OR (t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal))
-GROUP BY 1, 2
-ORDER BY 1, 2
+ORDER BY 1, 2, 3

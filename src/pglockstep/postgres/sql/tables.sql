@@ -12,6 +12,9 @@ SELECT
     c.relforcerowsecurity AS forced_row_security,
     pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned,
     pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable,
+    pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS reachable,
+    o.rolname AS owner,
+    o.rolsuper AS owner_is_superuser,
     greatest(c.reltuples, 0)::bigint AS estimated_rows,
     ARRAY(
         SELECT a.attname::text
@@ -30,6 +33,7 @@ SELECT
     ) AS has_identity_index
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_roles AS o ON o.oid = c.relowner
 WHERE c.relkind = 'r'
     AND c.relpersistence <> 't'
     AND n.nspname <> 'information_schema'

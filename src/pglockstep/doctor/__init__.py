@@ -1,0 +1,1 @@
+"""The preflight of a link: what both ends are, what they lack, and the exact fix of each fault. Changes nothing."""
