@@ -173,6 +173,24 @@ def test_a_trigger_that_fires_for_a_replica_is_refused(cli: Cli, pair: Pair, wor
     assert pair.on_target().execute("SELECT count(*) FROM audit").fetchone() == (2,)
 
 
+def test_a_rule_that_fires_for_a_replica_is_refused(cli: Cli, pair: Pair) -> None:
+    """So are rules; an ordinary one stays quiet on the target, and what it did on the source comes as rows."""
+    source = pair.on_source()
+    source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE audit (id int)")
+    source.execute("CREATE RULE x AS ON INSERT TO t DO ALSO INSERT INTO audit VALUES (NEW.id)")
+    source.execute("ALTER TABLE t ENABLE ALWAYS RULE x")
+    ends = ("--source", pair.source, "--target", pair.target)
+    done = cli("once", *ends)
+    assert done.returncode == 5, done.stderr
+    assert "rule x of public.t" in done.stderr
+    assert "ALTER TABLE public.t ENABLE RULE x" in done.stderr
+    source.execute("ALTER TABLE t ENABLE RULE x")
+    assert cli("once", *ends).returncode == 0
+    source.execute("INSERT INTO t VALUES (1), (2)")
+    ends_identical(cli, pair)
+    assert pair.on_target().execute("SELECT count(*) FROM audit").fetchone() == (2,)
+
+
 @on_all_pairs
 def test_truncates_that_only_the_source_may_do(cli: Cli, pair: Pair) -> None:
     """TRUNCATE of partitioned tables with a foreign key between them, and with an unlogged child."""

@@ -21,9 +21,10 @@ from pglockstep.postgres.privileges import Facts
 
 
 class Firing(NamedTuple):
-    """A table, and one of the triggers that would fire for its rows."""
+    """A table, and a trigger or rule that would fire for its rows."""
 
     table: QualifiedName
+    kind: str
     trigger: str
 
 
@@ -40,9 +41,9 @@ async def demand_quiet(
 
 
 async def would_fire(conn: AsyncConnection, *, replica: bool) -> list[Firing]:
-    """Every trigger and foreign key that would fire. Raises psycopg's errors."""
+    """Every trigger, foreign key and rule that would fire. Raises psycopg's errors."""
     cursor = await conn.execute(catalog.statement("firing"), [replica])
-    return [Firing(QualifiedName(schema, name), trigger) async for schema, name, trigger in cursor]
+    return [Firing(QualifiedName(schema, name), *what) async for schema, name, *what in cursor]
 
 
 def firing_findings(
@@ -59,21 +60,22 @@ def firing_findings(
             severity="error",
             code="no_replica_role",
             message=f"role {quote_if_needed(target.role)} on the target may not set session_replication_role, and "
-            f"triggers or foreign keys of {listed(dict.fromkeys(each.table for each in firing))} would fire for copied rows",
+            f"triggers, foreign keys or rules of {listed(dict.fromkeys(each.table for each in firing))} would fire for copied rows",
             fix=fix,
             where=where,
         )
         return
-    table, trigger = firing[0].table, quote_if_needed(firing[0].trigger)
+    first = firing[0]
     more = f" (and {len(firing) - 1} more such)" if len(firing) > 1 else ""
     yield Finding(
         side="source",
         severity="error",
         code="always_trigger",
-        message=f"trigger {trigger} of {table}{more} is ENABLE ALWAYS or ENABLE REPLICA: it would fire on the target for "
+        message=f"{first.kind} {quote_if_needed(first.trigger)} of {first.table}{more} is ENABLE ALWAYS or ENABLE REPLICA: it would fire on the target for "
         "every row that comes from the source, and its effects would be there twice",
         fix="\n".join(
-            f"ALTER TABLE {each.table} ENABLE TRIGGER {quote_if_needed(each.trigger)};" for each in firing
+            f"ALTER TABLE {each.table} ENABLE {each.kind.upper()} {quote_if_needed(each.trigger)};"
+            for each in firing
         ),
         where="on the source, and on the target if it has the table",
         otherwise="or leave the table out with `exclude`",
