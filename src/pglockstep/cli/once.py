@@ -7,11 +7,13 @@ from typing import Any
 import click
 
 from pglockstep.cli import options
+from pglockstep.cli.copying import LiveLine, watcher
 from pglockstep.cli.each import for_each
 from pglockstep.cli.options import Settings
 from pglockstep.cli.verdicts import document, exit_code, sentences
 from pglockstep.link import level
 from pglockstep.link.level import OnceResult
+from pglockstep.link.link import Link
 from pglockstep.units import Lsn
 
 
@@ -28,12 +30,22 @@ def command(links: tuple[str, ...], as_json: bool, **common: Any) -> int:
     return for_each(
         Settings(**common),
         links,
-        level.once,
+        _once,
         _document,
         _sentences,
         lambda each: exit_code(each.check),
         as_json=as_json,
     )
+
+
+async def _once(link: Link) -> OnceResult:
+    shown = watcher(link.config.name, live=True)
+    link.on_copy = shown
+    try:
+        return await level.once(link)
+    finally:
+        if isinstance(shown, LiveLine):
+            shown.close()
 
 
 def _document(result: OnceResult) -> dict[str, object]:

@@ -9,6 +9,7 @@ import click
 
 from pglockstep import __version__
 from pglockstep.cli import options
+from pglockstep.cli.copying import watcher
 from pglockstep.cli.main import run_async, say
 from pglockstep.cli.options import Settings
 from pglockstep.config import not_built_yet
@@ -46,6 +47,9 @@ def command(links: tuple[str, ...], **common: Any) -> int:
 
     from pglockstep import daemon
 
-    code = run_async(lambda: daemon.run([Link(link, state) for link in chosen], ended), daemon=True)
+    code = run_async(
+        lambda: daemon.run([Link(link, state, watcher(link.name, live=False)) for link in chosen], ended),
+        daemon=True,
+    )
     log.info("stopped", extra={"action": "stop"})
     return code

@@ -56,4 +56,9 @@ def _sentences(removed: Removed) -> list[str]:
     back = (
         f", {removed.identities_set_back} replica identities set back" if removed.identities_set_back else ""
     )
-    return [f"{removed.name}: removed slot and publication {removed.slot} and schema pglockstep{back}"]
+    done = [f"{removed.name}: removed slot and publication {removed.slot} and schema pglockstep{back}"]
+    if removed.half_made:
+        done.append(
+            f"{removed.name}: the tables of a half-made copy remain on the target; they are incomplete"
+        )
+    return done

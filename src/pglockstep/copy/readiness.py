@@ -5,16 +5,21 @@ Reading is apart from judging; the judgements are pure. Nothing here changes any
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 from psycopg import AsyncConnection
 
+from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import IN_CONFIG, Selection
-from pglockstep.copy.source import identified_by_generated, without_identity
+from pglockstep.copy.source import identified_by_generated, references, without_identity
+from pglockstep.copy.triggers import demand_quiet
 from pglockstep.errors import TargetNotEmpty
-from pglockstep.findings import Finding, counted, listed
-from pglockstep.postgres import catalog
+from pglockstep.findings import Finding, counted, demand, listed
+from pglockstep.postgres import catalog, privileges
 from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.connect import translate
+from pglockstep.postgres.installations import clients_for
 from pglockstep.postgres.names import QualifiedName
 
 
@@ -76,3 +81,24 @@ def identity_findings(
             where=IN_CONFIG,
             otherwise="or give it a primary key of ordinary columns (and REPLICA IDENTITY DEFAULT)",
         )
+
+
+async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> list[Table]:
+    """Raise unless a first copy can start; returns the tables that it will carry. Changes nothing."""
+    demand(privileges.source_findings(ends.source_facts, needs_slot=True))
+    demand(privileges.target_findings(ends.target_facts, needs_copy=True))
+    demand(privileges.encoding_findings(ends.source_facts, ends.target_facts))
+    with translate(ends.target):
+        demand(emptiness(await holdings(ends.target_conn)))
+    with translate(ends.source):
+        every = await catalog.tables(ends.source_conn)
+    tables = [table for table in every if selection.carries(*table.name)]
+    demand(privileges.table_findings(ends.source_facts, tables))
+    if not selection.is_everything:
+        with translate(ends.source):
+            selection.demand_whole(await references(ends.source_conn))
+    demand(identity_findings(tables, ends.source_facts.major, without_key, selection))
+    replica = await privileges.can_act_as_replica(ends.target_conn)
+    await demand_quiet(ends.source_conn, ends.source, ends.target_facts, selection, replica=replica)
+    clients_for(ends.source_facts.major, os.environ)
+    return tables

@@ -20,14 +20,20 @@ log = logging.getLogger(__name__)
 
 
 async def run_script(conn: AsyncConnection, end: End, script: bytes, *, what: str) -> None:
-    """Run a script of pg_restore's as one piece; any refusal ends the copy, and its transaction with it."""
-    try:
-        await conn.execute(script, prepare=False)
+    """Run a whole script of pg_restore's; any refusal ends the copy, and its transaction with it."""
+    await run(conn, end, script, what=what)
+    with translate(end):
         # the script sets its own; ours must hold for what follows
         await conn.execute(
             "SET check_function_bodies = off; SET search_path = ''; SET row_security = off; "
             "SET client_min_messages = warning; SET standard_conforming_strings = on"
         )
+
+
+async def run(conn: AsyncConnection, end: End, script: bytes, *, what: str) -> None:
+    """Run statements of pg_restore's as one piece."""
+    try:
+        await conn.execute(script, prepare=False)
     except psycopg.errors.FeatureNotSupported as error:
         raise _refused(
             error, what, "install what it names on the target's server, or drop it on the source"

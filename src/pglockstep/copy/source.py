@@ -154,12 +154,14 @@ def slot_patience(end: End) -> float:
     return end.lock_timeout * _SLOT_PATIENCE
 
 
-async def create_slot(stream: ReplicationConnection, conn: AsyncConnection, end: End, name: str) -> NewSlot:
+async def create_slot(
+    stream: ReplicationConnection, conn: AsyncConnection, end: End, name: str, *, temporary: bool = False
+) -> NewSlot:
     """Make the slot, or say who keeps it waiting: it needs every transaction open now to end first."""
     patience = slot_patience(end)
     try:
         async with asyncio.timeout(patience):
-            return await stream.create_slot(name)
+            return await stream.create_slot(name, temporary=temporary)
     except TimeoutError:
         waited_for = await _open_transactions(conn)
         raise SourceLacks(

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 
-from pglockstep.copy.first import Ends
+from pglockstep.copy.ends import Ends
 from pglockstep.copy.source import published_tables
 from pglockstep.errors import ApplyRefused, LinkHeld, LockstepError, SourceError, TargetError
 from pglockstep.link import session

@@ -11,7 +11,7 @@ import time
 
 import msgspec
 
-from pglockstep.copy.first import Ends
+from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, Inconclusive, LinkHeld
 from pglockstep.link import session
 from pglockstep.link.keep import worth_another_try
@@ -110,7 +110,7 @@ async def _holder_passed_barrier(link: Link, ends: Ends) -> Lsn | None:
             record = await progress.read(ends.target_conn) if held else None
         if held is None:
             return None
-        if record is not None and record.progress is not None:
+        if record is not None and record.phase == "streaming":
             session.demand_identity(ends, record)
             return await _barrier_passed(link, ends, record)
         # it is still making the first copy

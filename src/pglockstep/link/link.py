@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
@@ -18,9 +18,11 @@ from pglockstep.apply.applier import Applier
 from pglockstep.compare.sequences import behind
 from pglockstep.config import LinkConfig
 from pglockstep.copy import first
-from pglockstep.copy.first import Ends
+from pglockstep.copy.ends import Ends
+from pglockstep.copy.first import CopyResult, Wish
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import end_sender
+from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import TargetError
 from pglockstep.findings import demand
 from pglockstep.link import session
@@ -30,17 +32,23 @@ from pglockstep.link.states import Event
 from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres import privileges, sequences
 from pglockstep.postgres.connect import connect, fingerprint, translate, translated
+from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.replication import ReplicationConnection
+from pglockstep.progress import copying
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
+from pglockstep.units import Lsn, human_bytes
 
 log = logging.getLogger(__name__)
 
 
 class Link:
-    """A configured link. `key` names its pair of ends in the state directory."""
+    """A configured link. `key` names its pair of ends in the state directory; `on_copy` is told how far a copy is."""
 
-    def __init__(self, config: LinkConfig, state: StateDirectory) -> None:
+    def __init__(
+        self, config: LinkConfig, state: StateDirectory, on_copy: Callable[[CopyProgress], None] | None = None
+    ) -> None:
+        self.on_copy = on_copy
         self.config = config
         self.key = fingerprint(config.source, config.target)
         self.state = state
@@ -60,26 +68,67 @@ class Link:
                 demand(privileges.target_findings(ends.target_facts, needs_copy=False))
                 self.standing.belongs_to(record.id)
                 return record, 0
-            log.info("taking back a copy that did not finish", extra=self.about("copy.undo"))
-            await first.undo(ends, record)
-        self.standing.move(Event.COPY_STARTED)
-        copied = await first.copy(ends, self.config.name, self.selection, self.config.without_key)
-        log.info(
-            "copied %d rows of %d tables, complete as of %s",
-            copied.rows,
-            copied.tables,
-            copied.lsn,
-            extra=self.about("copy.done"),
-        )
+        copied = await self._copy(ends, record)
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         assert record is not None
         self.standing.belongs_to(record.id)
-        return record, copied.rows
+        return record, copied.done.rows
+
+    async def _copy(self, ends: Ends, record: LinkRecord | None) -> CopyResult:
+        """Make the first copy, or go on with one that was interrupted."""
+        self.standing.move(Event.COPY_STARTED)
+        wish = Wish(
+            self.selection,
+            self.config.without_key,
+            self.config.jobs,
+            self._copied_so_far,
+            lambda copied: self._catch_up(ends, copied),
+        )
+        made = None
+        if record is not None:
+            with translate(ends.target):
+                made = await copying.restored(ends.target_conn)
+        if record is not None and made is not None:
+            await session.demand_slot(ends, record)
+            result = await first.resume(ends, record, wish)
+        else:
+            if record is not None:
+                log.info("taking back a copy that had hardly begun", extra=self.about("copy.undo"))
+                await first.undo(ends, record)
+            result = await first.copy(ends, self.config.name, wish)
+        log.info(
+            "copied %d rows of %d tables in %.1f s (%s, %s/s), complete as of %s",
+            result.done.rows,
+            result.tables,
+            result.done.seconds,
+            human_bytes(result.done.sent),
+            human_bytes(round(result.done.rate)),
+            result.lsn,
+            extra=self.about("copy.done"),
+        )
+        return result
+
+    def _copied_so_far(self, how_far: CopyProgress) -> None:
+        self.standing.note_copy(how_far)
+        if self.on_copy is not None:
+            self.on_copy(how_far)
+
+    async def _catch_up(self, ends: Ends, copied: Mapping[QualifiedName, Lsn]) -> Lsn:
+        """Bring tables that show different moments to one point; each skips what it holds already."""
+        with translate(ends.target):
+            record = await progress.read(ends.target_conn)
+        assert record is not None
+        barrier = await session.emit_barrier(ends, record.id)
+        async with self.applying(ends, copied=copied) as pipeline:
+            await pipeline.run(until=barrier)
+        return pipeline.applied
 
     @asynccontextmanager
-    async def applying(self, ends: Ends, *, careful: bool = False) -> AsyncIterator[Pipeline]:
-        """A pipeline ready to run from the target's progress."""
+    async def applying(
+        self, ends: Ends, *, careful: bool = False, copied: Mapping[QualifiedName, Lsn] | None = None
+    ) -> AsyncIterator[Pipeline]:
+        """A pipeline ready to run from the target's progress; `copied` tells of tables that are ahead of it."""
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         if record is None or record.progress is None:
@@ -101,6 +150,7 @@ class Link:
                 careful=careful,
                 at_barrier=lambda: self.carry_sequences(ends, ends.target_conn),
                 catalog_conn=watch,
+                copied=copied,
             )
             await applier.start()
             stream = await ReplicationConnection.open(ends.source)

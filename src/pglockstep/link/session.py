@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.config import LinkConfig
-from pglockstep.copy.first import Ends
+from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
 from pglockstep.findings import demand

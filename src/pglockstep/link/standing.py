@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import time
 
+from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import ConfigError
 from pglockstep.link.pipeline import BEHIND_AFTER, Pipeline
 from pglockstep.link.states import Event, State, after
@@ -42,6 +43,14 @@ class Standing:
         """The link's id, which names its slot: remembered here too, should the target be lost."""
         self._status.link_id = link_id
         self._save()
+
+    def note_copy(self, how_far: CopyProgress) -> None:
+        """Write down how far a first copy is, at most every second."""
+        now = time.monotonic()
+        if self.now is State.COPYING and now - self._noted_at >= 1.0:
+            self._noted_at = now
+            self._status.reason = f"copying {how_far.phase}: {how_far.share:.0%} of the rows are there"
+            self._save()
 
     def note(self, pipeline: Pipeline) -> None:
         """Write down how far a running pipeline is."""

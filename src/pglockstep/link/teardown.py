@@ -6,7 +6,7 @@ import msgspec
 
 from pglockstep.config import LinkConfig
 from pglockstep.copy import first
-from pglockstep.copy.first import Ends
+from pglockstep.copy.ends import Ends
 from pglockstep.copy.source import drop_publication, drop_slot, end_work
 from pglockstep.errors import LinkHeld
 from pglockstep.link import session
@@ -17,11 +17,12 @@ from pglockstep.progress.target import slot_name
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """What was taken off; nothing if the link was never set up."""
+    """What was taken off; nothing if the link was never set up. `half_made` if tables of an unfinished copy remain."""
 
     name: str
     slot: str | None
     identities_set_back: int
+    half_made: bool = False
 
 
 async def teardown(link: LinkConfig, state: StateDirectory) -> Removed:
@@ -46,9 +47,9 @@ async def teardown(link: LinkConfig, state: StateDirectory) -> Removed:
         session.demand_identity(ends, record)
         with translate(ends.target):
             changed = await progress.identities(ends.target_conn)
-        await first.undo(ends, record)
+        half_made = await first.undo(ends, record, leave_tables=True)
         state.forget(key)
-        return Removed(link.name, record.slot, len(changed))
+        return Removed(link.name, record.slot, len(changed), half_made)
 
 
 async def _forgotten_by_the_target(ends: Ends, status: LinkStatus | None) -> str | None:

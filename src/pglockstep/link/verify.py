@@ -24,7 +24,7 @@ from pglockstep.compare.checksum import Fingerprint, comparable_columns, fingerp
 from pglockstep.compare.rows import count_differences
 from pglockstep.compare.sequences import SequenceBehind, behind
 from pglockstep.compare.verdict import TableResult, Verdict, link_verdict
-from pglockstep.copy.first import Ends
+from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import owned_sequences
 from pglockstep.link.session import source_position

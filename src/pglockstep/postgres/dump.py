@@ -6,6 +6,7 @@ The dump holds the schema and nothing else: no rows, no publications, no subscri
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -13,12 +14,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pglockstep.errors import SourceError, one_line
 from pglockstep.postgres.connect import End
 from pglockstep.postgres.installations import Installation
 from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One object of an archive: its number there, and the row of the source's catalog that it was read from."""
+
+    number: int
+    class_oid: int
+    oid: int
 
 
 class Present(NamedTuple):
@@ -36,8 +46,8 @@ class SchemaArchive:
         self._directory = directory
         self._archive = directory / "schema.dump"
 
-    async def dump(self, end: End, snapshot: str, leave_out: Sequence[QualifiedName]) -> None:
-        """Dump the schema that `snapshot` shows; raises `SourceError` with what pg_dump said."""
+    async def dump(self, end: End, snapshot: str | None, leave_out: Sequence[QualifiedName]) -> None:
+        """Dump the schema that `snapshot` shows, or as it is now; raises `SourceError` with what pg_dump said."""
         given = conninfo_to_dict(end.conninfo)
         environment = dict(os.environ, LC_ALL="C")
         password = given.pop("password", None)
@@ -46,7 +56,7 @@ class SchemaArchive:
         arguments = [
             "--format=custom",
             "--schema-only",
-            f"--snapshot={snapshot}",
+            *([f"--snapshot={snapshot}"] if snapshot else []),
             "--no-publications",
             "--no-subscriptions",
             "--no-security-labels",
@@ -63,32 +73,61 @@ class SchemaArchive:
         finally:
             (self._directory / "pgpass").unlink(missing_ok=True)
 
-    async def section(self, name: str, *, target_major: int, present: Present | None = None) -> bytes:
-        """The SQL of ``pre-data`` or ``post-data``, without owners and grants, for a server of `target_major`.
+    async def entries(self, section: str, present: Present | None = None) -> list[Entry]:
+        """What a section holds, in the order in which it can be made.
 
         Left out are the schemas that are `present` already, and the comments of extensions that are.
         """
-        contents = await self._run("pg_restore", [f"--section={name}", "--list", str(self._archive)])
+        contents = await self._restore("--list", f"--section={section}")
         schemas, extensions = ("|".join(map(re.escape, each)) for each in present or ((), ()))
         barred = re.compile(
             rf"\d+; \d+ \d+ (SCHEMA - ({schemas}) \S+|COMMENT - EXTENSION ({extensions})( \S*)?)".encode()
         )
-        chosen = self._directory / f"{name}.list"
-        chosen.write_bytes(
-            b"".join(line + b"\n" for line in contents.splitlines() if not barred.fullmatch(line.rstrip()))
+        return [
+            Entry(*(int(number) for number in found.groups()))
+            for line in contents.splitlines()
+            if (found := re.match(rb"(\d+); (\d+) (\d+) ", line)) and not barred.fullmatch(line.rstrip())
+        ]
+
+    async def script(self, entries: Sequence[Entry], *options: str, target_major: int) -> bytes:
+        """The SQL of just these entries."""
+        if not entries:
+            return b""
+        chosen = self._directory / "entries.list"
+        chosen.write_text("".join(f"{entry.number};\n" for entry in entries))
+        return plain_sql(await self._restore(f"--use-list={chosen}", *options), target_major)
+
+    async def scripts(self, entries: Sequence[Entry], *, target_major: int) -> list[bytes]:
+        """The SQL of each of these entries by itself."""
+        if not entries:
+            return []
+        text = await self.script(entries, "--verbose", target_major=target_major)
+        found = list(_ENTRY.finditer(text))
+        if [Entry(*map(int, each.groups())) for each in found] != list(entries):
+            # a name or a string that looks like the head of an entry
+            return [await self.script([entry], target_major=target_major) for entry in entries]
+        edges = [each.start() for each in found]
+        return [text[start:end] for start, end in zip(edges, [*edges[1:], len(text)], strict=True)]
+
+    async def removal(self, entries: Sequence[Entry], *, target_major: int) -> bytes:
+        """The statements that drop what these entries make, one by one and without CASCADE."""
+        making = await self.script(entries, target_major=target_major)
+        both = await self.script(entries, "--clean", "--if-exists", target_major=target_major)
+        # both say the same but for the statements that drop, which stand between the script's frame and the rest
+        apart = next(
+            (at for at, (one, other) in enumerate(zip(making, both, strict=False)) if one != other),
+            len(making),
         )
-        text = await self._run(
-            "pg_restore",
-            [
-                f"--use-list={chosen}",
-                f"--section={name}",
-                "--no-owner",
-                "--no-acl",
-                "--file=-",
-                str(self._archive),
-            ],
-        )
-        return plain_sql(text, target_major)
+        frame = making.rfind(b"\n", 0, apart) + 1
+        assert both.endswith(making[frame:])
+        return both[frame : len(both) - len(making) + frame]
+
+    async def digest(self) -> str:
+        """What tells this schema from another one; owners and grants aside."""
+        text = plain_sql(await self._restore(), 0)
+        head = _HEAD.match(text)
+        assert head is not None
+        return hashlib.sha256(text[head.end() :]).hexdigest()
 
     async def grants(self, *, target_major: int) -> list[bytes]:
         """The GRANT, REVOKE and ALTER DEFAULT PRIVILEGES statements, one by one."""
@@ -100,6 +139,11 @@ class SchemaArchive:
         chosen.write_bytes(b"\n".join(wanted) + b"\n")
         text = await self._run("pg_restore", [f"--use-list={chosen}", "--file=-", str(self._archive)])
         return [each for each in statements(plain_sql(text, target_major)) if _IS_GRANT.match(each)]
+
+    async def _restore(self, *options: str) -> bytes:
+        return await self._run(
+            "pg_restore", [*options, "--no-owner", "--no-acl", "--file=-", str(self._archive)]
+        )
 
     def _password_file(self, password: str) -> Path:
         escaped = password.replace("\\", "\\\\").replace(":", "\\:")
@@ -147,6 +191,10 @@ _IS_GRANT = re.compile(
 _HEAD = re.compile(
     rb"(?:--[^\n]*\n|\n|\\restrict [^\n]*\n|SET [^\n]*;\n|SELECT pg_catalog\.set_config\([^\n]*\);\n)*"
 )
+
+
+#: The head of an entry in a verbose script.
+_ENTRY = re.compile(rb"^--\n-- TOC entry (\d+) \(class (\d+) OID (\d+)\)\n", re.MULTILINE)
 
 
 def plain_sql(text: bytes, target_major: int) -> bytes:

@@ -50,14 +50,14 @@ class ReplicationConnection:
         """The connection itself, for plain statements while it neither streams nor has exported a snapshot."""
         return self._conn
 
-    async def create_slot(self, name: str) -> NewSlot:
-        """Make a logical slot with an exported snapshot.
+    async def create_slot(self, name: str, *, temporary: bool = False) -> NewSlot:
+        """Make a logical slot with an exported snapshot; a temporary one goes with this connection.
 
         Waits for every transaction that is open on the source right now, prepared ones too; cancelling leaves
         no slot behind.
         """
-        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT").format(
-            sql.Identifier(name)
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} {}LOGICAL pgoutput EXPORT_SNAPSHOT").format(
+            sql.Identifier(name), sql.SQL("TEMPORARY " if temporary else "")
         )
         with translate(self._end):
             result = await self._run(command.as_bytes())

@@ -35,3 +35,34 @@ CREATE TABLE pglockstep.replica_identity (
     before text NOT NULL CHECK (before IN ('d', 'n', 'i')),
     PRIMARY KEY (link, schema_name, table_name)
 );
+
+-- What a copy that is under way has made here: of which schema of the source's, where the link's slot starts, and the
+-- statements that take it away again.
+CREATE TABLE pglockstep.restored (
+    link text PRIMARY KEY REFERENCES pglockstep.link,
+    lsn pg_lsn NOT NULL,
+    digest text NOT NULL,
+    removal text NOT NULL
+);
+
+-- The parts of tables that have arrived, and as of which LSN. Written in the same commit as the rows.
+CREATE TABLE pglockstep.copied (
+    link text REFERENCES pglockstep.link,
+    schema_name text,
+    table_name text,
+    part integer,
+    parts integer NOT NULL,
+    lsn pg_lsn NOT NULL,
+    row_count bigint NOT NULL,
+    bytes bigint NOT NULL,
+    written_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (link, schema_name, table_name, part)
+);
+
+-- Indexes, and constraints that are indexes, that a copy under way has built.
+CREATE TABLE pglockstep.built (
+    link text REFERENCES pglockstep.link,
+    schema_name text,
+    index_name text,
+    PRIMARY KEY (link, schema_name, index_name)
+);

@@ -72,7 +72,7 @@ def slot_findings(record: LinkRecord, slot: Slot | None, written: Lsn) -> Iterat
             severity="error",
             code="slot_gone",
             message=f"replication slot {record.slot} is gone from the source: what was written there since "
-            f"{record.progress} cannot be streamed any more",
+            f"{record.progress or 'the copy began'} cannot be streamed any more",
             fix=f"copy anew: {_AGAIN}",
         )
         return

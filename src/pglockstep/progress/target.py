@@ -136,15 +136,23 @@ async def create(conn: AsyncConnection, name: str, source_identity: str) -> Link
 
 
 async def complete_copy(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
-    """The first copy is complete as of `lsn`. Belongs into the transaction that copied."""
+    """The first copy is complete as of `lsn`, or of where the stream has brought it since. Belongs into its last commit."""
     cursor = await conn.execute(
         "UPDATE pglockstep.link SET phase = 'streaming', copied_at = pg_catalog.clock_timestamp() WHERE id = $1",
         [link],
     )
     if cursor.rowcount != 1:
         raise TargetLacks("another process took over the copy of this link", hint="leave it to that one")
+    await begin_progress(conn, link, lsn)
+    await conn.execute("DELETE FROM pglockstep.restored")
+    await conn.execute("DELETE FROM pglockstep.built")
+
+
+async def begin_progress(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
+    """Let the stream start at `lsn`; where it has started already it goes on."""
     await conn.execute(
-        "INSERT INTO pglockstep.progress (link, lsn) VALUES ($1, $2::pg_lsn)", [link, str(lsn)]
+        "INSERT INTO pglockstep.progress (link, lsn) VALUES ($1, $2::pg_lsn) ON CONFLICT DO NOTHING",
+        [link, str(lsn)],
     )
 
 
