@@ -205,6 +205,23 @@ def test_the_daemon_goes_on_by_itself(pair: Pair, cli: Cli) -> None:
     assert process.poll() is None
 
 
+def test_a_service_that_is_stopped_keeps_what_stands(pair: Pair, cli: Cli) -> None:
+    """SIGTERM ends a daemon in the midst of its first copy with 0; started again, it copies just what was left."""
+    source, target = pair.on_source(), pair.on_target()
+    source.execute(TABLES.encode())
+    process = cli.start("run", "--source", pair.source, "--target", pair.target)
+    wait_until(lambda: arrived(target), 30, "the first table")
+    process.terminate()
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, said
+    there = arrived(target)
+    assert there
+    assert target.execute("SELECT phase FROM pglockstep.link").fetchone() == ("copying",)
+    assert once(cli, pair)["verdict"] == "identical"
+    now = arrived(target)
+    assert {name: now[name] for name in there} == there
+
+
 def test_every_kind_of_table(pair: Pair, cli: Cli) -> None:
     """Killed and gone on with three times beside random writers: partitions, keys deferred and missing, generated columns."""
     source = pair.on_source()

@@ -52,13 +52,14 @@ CatchUp = Callable[[Mapping[QualifiedName, Lsn]], Awaitable[Lsn]]
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What is to be copied, and how."""
+    """What is to be copied, and how. `lasting`: an interruption by signal leaves what stands, to be gone on with."""
 
     selection: Selection
     without_key: str
     jobs: int
     report: Callable[[CopyProgress], None]
     catch_up: CatchUp
+    lasting: bool = False
 
 
 class CopyResult(msgspec.Struct, frozen=True):
@@ -155,7 +156,7 @@ class Attempt:
             async with Crew.hired(self._ends, self._record, self._tally, self._wish.jobs) as crew:
                 result = await (self._begin(crew) if anew else self._go_on(crew))
         except BaseException as error:
-            if self._stands and _goes_on(error, anew=anew):
+            if self._stands and _goes_on(error, anew=anew, lasting=self._wish.lasting):
                 log.warning(
                     "what has been copied stands; the copy goes on from there next time",
                     extra=self._about("copy.interrupted"),
@@ -363,8 +364,10 @@ def _changed_schema() -> SourceLacks:
     )
 
 
-def _goes_on(error: BaseException, *, anew: bool) -> bool:
+def _goes_on(error: BaseException, *, anew: bool, lasting: bool) -> bool:
     """Whether what has been copied is kept after this error, to be gone on with. Pure."""
+    if isinstance(error, asyncio.CancelledError):
+        return lasting
     if not isinstance(error, LockstepError):
         return False
     # what an earlier attempt left is not thrown away because the source does not let us go on with it

@@ -60,7 +60,8 @@ def firing_findings(
             severity="error",
             code="no_replica_role",
             message=f"role {quote_if_needed(target.role)} on the target may not set session_replication_role, and "
-            f"triggers, foreign keys or rules of {listed(dict.fromkeys(each.table for each in firing))} would fire for copied rows",
+            f"triggers, foreign keys or rules of {listed(dict.fromkeys(each.table for each in firing))} would fire "
+            "for copied rows",
             fix=fix,
             where=where,
         )
@@ -71,8 +72,9 @@ def firing_findings(
         side="source",
         severity="error",
         code="always_trigger",
-        message=f"{first.kind} {quote_if_needed(first.trigger)} of {first.table}{more} is ENABLE ALWAYS or ENABLE REPLICA: it would fire on the target for "
-        "every row that comes from the source, and its effects would be there twice",
+        message=f"{first.kind} {quote_if_needed(first.trigger)} of {first.table}{more} is ENABLE ALWAYS or ENABLE "
+        "REPLICA: it would fire on the target for every row that comes from the source, and its effects would be there "
+        "twice",
         fix="\n".join(
             f"ALTER TABLE {each.table} ENABLE {each.kind.upper()} {quote_if_needed(each.trigger)};"
             for each in firing

@@ -91,7 +91,7 @@ class Keeper:
             if not await session.take_lock(ends):
                 raise await self._held_by_other(ends)
             self._lock_was_ours = True
-            record, _ = await link.ready(ends)
+            record, _ = await link.ready(ends, lasting=True)
             async with link.applying(ends, careful=careful) as pipeline:
                 link.standing.move(Event.STREAM_STARTED)
                 log.info("streaming from %s", pipeline.applier.progress, extra=link.about("stream.start"))

@@ -57,8 +57,11 @@ class Link:
         # the stream and the clock both carry sequences, over one session of the source's
         self._carrying = asyncio.Lock()
 
-    async def ready(self, ends: Ends) -> tuple[LinkRecord, int]:
-        """The link's record, with its first copy made; and how many rows that copied just now."""
+    async def ready(self, ends: Ends, *, lasting: bool = False) -> tuple[LinkRecord, int]:
+        """The link's record, with its first copy made; and how many rows that copied just now.
+
+        `lasting`: a copy that a signal interrupts is kept, for a service that is started again.
+        """
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         if record is not None:
@@ -68,14 +71,14 @@ class Link:
                 demand(privileges.target_findings(ends.target_facts, needs_copy=False))
                 self.standing.belongs_to(record.id)
                 return record, 0
-        copied = await self._copy(ends, record)
+        copied = await self._copy(ends, record, lasting=lasting)
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         assert record is not None
         self.standing.belongs_to(record.id)
         return record, copied.done.rows
 
-    async def _copy(self, ends: Ends, record: LinkRecord | None) -> CopyResult:
+    async def _copy(self, ends: Ends, record: LinkRecord | None, *, lasting: bool) -> CopyResult:
         """Make the first copy, or go on with one that was interrupted."""
         self.standing.move(Event.COPY_STARTED)
         wish = Wish(
@@ -84,6 +87,7 @@ class Link:
             self.config.jobs,
             self._copied_so_far,
             lambda copied: self._catch_up(ends, copied),
+            lasting,
         )
         made = None
         if record is not None:
