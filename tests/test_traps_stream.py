@@ -1,0 +1,50 @@
+"""Everything that goes wrong between two servers' tables, on both roads: beside a daemon, and as a backlog."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg import sql
+
+from fix_roads import together, walk_both_roads
+from fix_servers import Cli, Connection, Pair, all_pairs, connect, majors
+from fix_stories import STORIES, Story
+
+#: How often all stories are told while no daemon runs.
+_TELLINGS = 12
+
+
+class Teller:
+    """Tells all stories that both servers know, one transaction of each in turn."""
+
+    def __init__(self, pair: Pair) -> None:
+        oldest = min(pair.source_server.major, pair.target_server.major)
+        self._stories = {name.format(): each for name, each in STORIES.items() if each.since <= oldest}
+        self._number = 0
+        with connect(pair.source) as conn:
+            for name, story in self._stories.items():
+                conn.execute(sql.SQL("CREATE SCHEMA {0}; SET search_path = {0}").format(sql.Identifier(name)))
+                conn.execute(story.setup.format().encode())
+
+    def tell(self, conn: Connection) -> None:
+        """Tell every story once more."""
+        self._number += 1
+        for chapter in range(max(len(each.transactions) for each in self._stories.values())):
+            for name, story in self._stories.items():
+                if chapter < len(story.transactions):
+                    conn.execute(sql.SQL("SET search_path = {}").format(sql.Identifier(name)))
+                    self._transaction(conn, story, chapter)
+
+    def _transaction(self, conn: Connection, story: Story, chapter: int) -> None:
+        written = story.transactions[chapter]
+        statements = [written] if isinstance(written, str) else written
+        together(conn, [each.format(n=self._number) for each in statements])
+
+
+@pytest.mark.parametrize(
+    ("pair", "plain_roles"),
+    [((majors[-1], majors[-1]), True), *((pair, False) for pair in all_pairs[:2])],
+    indirect=True,
+)
+def test_stories_on_both_roads(pair: Pair, cli: Cli) -> None:
+    """Each story leaves both ends alike, told alone beside a daemon, and told many times over before one starts."""
+    walk_both_roads(cli, pair, Teller(pair).tell, rounds=_TELLINGS)
