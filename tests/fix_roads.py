@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fix_servers import Cli, Connection, Pair, connect, wait_until
-from psycopg import sql
 from test_apply_mirror import contents
 from test_run import Daemon, daemon
 

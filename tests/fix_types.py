@@ -181,5 +181,7 @@ def kinds(major: int) -> dict[str, Kind]:
     """Every type that two servers both have, of which the older one is of this major version."""
     found = BUILT_IN | OF_USERS
     if major >= 17:
-        found["interval"] = Kind((*found["interval"].values, "infinity", "-infinity"), found["interval"].alike)
+        found["interval"] = Kind(
+            (*found["interval"].values, "infinity", "-infinity"), found["interval"].alike
+        )
     return found
