@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 #: A level is left only this many percent below it: around a threshold nothing is said twice.
 _SLACK = 5
 #: How often the source is asked, in seconds.
-_ASK_EVERY = 10.0
+_ASK_EVERY = 3.0
 
 
 def level(before: int, percent: int | None) -> int:
