@@ -223,7 +223,7 @@ class Pair:
 
 
 def _as_superuser(server: ThrowawayServer, conninfo: str) -> str:
-    return server.conninfo(str(conninfo_to_dict(conninfo)["dbname"]))
+    return server.conninfo(str(conninfo_to_dict(conninfo)["dbname"]), client_encoding="UTF8")
 
 
 @pytest.fixture
