@@ -26,16 +26,21 @@ _PLAIN = (
 )
 
 
-def walk_both_roads(cli: Cli, pair: Pair, write: Write, *, rounds: int = 3) -> None:
-    """Copy, then `write` to the source beside a daemon, then `rounds` times without one, and start one again."""
+def walk_both_roads(
+    cli: Cli, pair: Pair, write: Write, write_many: Write | None = None, *, rounds: int = 3
+) -> None:
+    """Copy, then `write` to the source beside a daemon, then without one, and start one again.
+
+    Without a daemon it is `write_many` that writes, or else `write`, `rounds` times.
+    """
     with daemon(cli, pair) as running:
         with connect(pair.source) as source:
             write(source)
         still_following(cli, pair, running)
         same_rows(pair, "beside a daemon")
     with connect(pair.source) as source:
-        for _ in range(rounds):
-            write(source)
+        for _ in range(1 if write_many else rounds):
+            (write_many or write)(source)
     with daemon(cli, pair) as running:
         still_following(cli, pair, running)
     same_rows(pair, "after a backlog")

@@ -238,6 +238,15 @@ with_plain_roles = pytest.mark.parametrize(
 )
 
 
+#: Run a test as owners that are no superusers, and among the long tests as superusers too.
+as_plain_roles = pytest.mark.parametrize(
+    "plain_roles",
+    [True, pytest.param(False, marks=pytest.mark.soak)],
+    indirect=True,
+    ids=["plain", "superusers"],
+)
+
+
 def _hand_over(server: ThrowawayServer, conninfo: str, role: str, options: str) -> str:
     """Give a database to a role, made if need be, that has just the `options`; returns the role's connection string."""
     name, database = sql.Identifier(role), sql.Identifier(str(conninfo_to_dict(conninfo)["dbname"]))

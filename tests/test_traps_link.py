@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import time
 
-import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from fix_copy import MakeRole, make_role, nothing_left, refused
 from fix_roads import demand_identical, same_rows, still_following, walk_both_roads
-from fix_servers import Cli, Connection, MakeDatabase, Pair, connect, majors, wait_until, with_plain_roles
+from fix_servers import Cli, Connection, MakeDatabase, Pair, as_plain_roles, connect, wait_until
 from test_run import daemon, ends_identical
-
 
 __all__ = ["make_role"]
 
@@ -161,7 +159,7 @@ def test_the_source_is_answered_during_a_long_apply(pair: Pair, cli: Cli) -> Non
     ends_identical(cli, pair)
 
 
-@with_plain_roles
+@as_plain_roles
 def test_what_came_from_elsewhere_goes_on(pair: Pair, cli: Cli, make_database: MakeDatabase) -> None:
     """Changes that reached the source by a subscription of its own, or under any origin, are the source's changes too."""
     upstream = make_database(pair.target_server)
@@ -281,7 +279,9 @@ DDL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backlog", [False, True], ids=["alone", "in a crowd"])
+@pytest.mark.parametrize(
+    "backlog", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["in a crowd", "alone"]
+)
 def test_ddl_on_the_source_is_named(pair: Pair, cli: Cli, backlog: bool) -> None:
     """Each change of a table on the source alone stops the link with table and difference; made on the target too, it goes on."""
     source = pair.on_source()
@@ -294,7 +294,7 @@ def test_ddl_on_the_source_is_named(pair: Pair, cli: Cli, backlog: bool) -> None
     for number, (ddl, write, said) in enumerate(DDL.values()):
         if backlog:
             source.execute(
-                f"INSERT INTO crowd SELECT n, 0 FROM generate_series({number * 1000}, {number * 1000 + 500}) AS n".encode()
+                f"INSERT INTO crowd SELECT n, 0 FROM generate_series({number * 1000}, {number * 1000 + 100}) AS n".encode()
             )
             source.execute("UPDATE crowd SET n = n + 1")
         source.execute(ddl.encode())
@@ -334,7 +334,7 @@ def test_rows_that_ddl_changes_in_silence(pair: Pair, cli: Cli) -> None:
     same_rows(pair, "after new values")
 
 
-@with_plain_roles
+@as_plain_roles
 def test_row_security_hides_nothing(pair: Pair, cli: Cli) -> None:
     """Policies that hide every row, forced or not, hide none from the copy, the stream and the comparison, or are refused."""
     source = pair.on_source()
@@ -352,7 +352,7 @@ def test_row_security_hides_nothing(pair: Pair, cli: Cli) -> None:
         )
         conn.execute("UPDATE bare SET v = 'y' WHERE ctid = (SELECT min(ctid) FROM bare)")
 
-    walk_both_roads(cli, pair, write, rounds=30)
+    walk_both_roads(cli, pair, write, rounds=15)
     for conn in (source, pair.on_target()):
         conn.execute("ALTER TABLE t FORCE ROW LEVEL SECURITY")
     pair.superuser_on_source().execute("UPDATE t SET v = 'forced'")
@@ -400,7 +400,7 @@ def test_forced_row_security_on_the_target(pair: Pair, cli: Cli, make_role: Make
         target.execute("REASSIGN OWNED BY blinded TO postgres; DROP OWNED BY blinded")
 
 
-@with_plain_roles
+@as_plain_roles
 @pytest.mark.parametrize("end", ["source", "target"])
 def test_settings_of_a_database_bend_nothing(pair: Pair, cli: Cli, end: str) -> None:
     """What one end's database sets for its sessions changes no value on its way through the stream."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fix_roads import demand_identical, same_rows, still_following
-from fix_servers import Cli, Connection, Pair, connect, majors
+from fix_servers import Cli, Connection, Pair, majors
 from test_run import Daemon, daemon
 
 soak = pytest.mark.soak

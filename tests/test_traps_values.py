@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from fix_roads import each_alone, walk_both_roads
-from fix_servers import Cli, Connection, Pair, connect, on_all_pairs
+from fix_servers import Cli, Connection, Pair, all_pairs, connect, majors
 from fix_types import BUILT_IN, OF_THE_SERVER, SETUP, Kind, kinds
 from test_copy_rows import has_xml
 
@@ -158,7 +158,15 @@ class Types:
         yield from self._rows()
 
 
-@on_all_pairs
+@pytest.mark.parametrize(
+    ("pair", "plain_roles"),
+    [
+        ((majors[0], majors[-1]), False),
+        ((majors[-1], majors[-1]), True),
+        *(pytest.param(pair, False, marks=pytest.mark.soak) for pair in all_pairs),
+    ],
+    indirect=True,
+)
 def test_every_type_on_both_roads(pair: Pair, cli: Cli) -> None:
     """Inserted, updated, re-keyed and deleted: values of all types are the same text, whichever way they came."""
     offered = kinds(min(pair.source_server.major, pair.target_server.major))
@@ -168,7 +176,7 @@ def test_every_type_on_both_roads(pair: Pair, cli: Cli) -> None:
         types = Types(source, offered)
         assert set(offered) - set(types.keyed) == NO_KEYS & set(offered)
         types.fill(source)
-    walk_both_roads(cli, pair, types.everything, rounds=1)
+    walk_both_roads(cli, pair, types.everything, rounds=3)
 
 
 def test_no_built_in_type_is_forgotten(pair: Pair) -> None:
