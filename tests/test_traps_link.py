@@ -11,7 +11,16 @@ from psycopg.conninfo import make_conninfo
 
 from fix_copy import MakeRole, make_role, nothing_left, refused
 from fix_roads import demand_identical, same_rows, still_following, walk_both_roads
-from fix_servers import Cli, Connection, MakeDatabase, Pair, as_plain_roles, connect, wait_until
+from fix_servers import (
+    Cli,
+    Connection,
+    MakeDatabase,
+    Pair,
+    as_plain_roles,
+    connect,
+    wait_until,
+    with_plain_roles,
+)
 from test_run import daemon, ends_identical
 
 __all__ = ["make_role"]
@@ -92,7 +101,8 @@ def test_two_phases_and_interleaved_giants(pair: Pair, cli: Cli) -> None:
         number += 1
         base = number * 100_000
         conn.execute(
-            f"BEGIN; INSERT INTO t VALUES ({base}, 'prepared'); INSERT INTO bare VALUES (1); PREPARE TRANSACTION 'kept {number}'".encode()
+            f"BEGIN; INSERT INTO t VALUES ({base}, 'prepared'); INSERT INTO bare VALUES (1);"
+            f"PREPARE TRANSACTION 'kept {number}'".encode()
         )
         conn.execute(
             f"BEGIN; INSERT INTO t VALUES ({base + 1}, 'never'); PREPARE TRANSACTION 'lost {number}'".encode()
@@ -221,7 +231,8 @@ def test_what_does_not_follow_is_named(pair: Pair, cli: Cli) -> None:
     source.execute(
         "CREATE TABLE t (id int PRIMARY KEY); CREATE UNLOGGED TABLE fast (v text); INSERT INTO fast VALUES ('x');"
         "SELECT lo_from_bytea(0, 'x'); CREATE MATERIALIZED VIEW m AS SELECT * FROM t;"
-        "CREATE FOREIGN DATA WRAPPER far; CREATE SERVER away FOREIGN DATA WRAPPER far; CREATE FOREIGN TABLE f (id int) SERVER away"
+        "CREATE FOREIGN DATA WRAPPER far; CREATE SERVER away FOREIGN DATA WRAPPER far;"
+        "CREATE FOREIGN TABLE f (id int) SERVER away"
     )
     names = [
         "unlogged table public.fast", "foreign table public.f", "materialized view public.m", "1 large objects",
@@ -242,7 +253,8 @@ def test_sequences_of_every_kind(pair: Pair, cli: Cli) -> None:
     """Set but not called, counting down, cycling, far ahead on the target: carried as they stand, never backwards."""
     source, target = pair.on_source(), pair.on_target()
     source.execute(
-        "CREATE SEQUENCE fresh START 7; CREATE SEQUENCE called; CREATE SEQUENCE down INCREMENT -3 START 100 MINVALUE -1000 MAXVALUE 100;"
+        "CREATE SEQUENCE fresh START 7; CREATE SEQUENCE called; CREATE SEQUENCE down INCREMENT -3 START 100 "
+        "MINVALUE -1000 MAXVALUE 100;"
         "CREATE SEQUENCE small AS smallint CYCLE MAXVALUE 5; CREATE SEQUENCE ahead; CREATE SEQUENCE cached CACHE 50;"
         "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, s serial)"
     )
@@ -272,7 +284,9 @@ DDL = {
     "column renamed": ("ALTER TABLE t RENAME v TO w", "UPDATE t SET w = 'y'", "no column w"),
     "key renamed": ("ALTER TABLE t RENAME id TO key", "UPDATE t SET v = 'y'", "no column key"),
     "type changed": ("ALTER TABLE t ALTER id TYPE numeric", "UPDATE t SET v = 'y'", "column id is integer on the target only"),
-    "table renamed": ("ALTER TABLE t RENAME TO \"T 2\"", 'INSERT INTO "T 2" VALUES ({n}, \'y\')', 'public."T 2" is not on the target'),
+    "table renamed": (
+        'ALTER TABLE t RENAME TO "T 2"', 'INSERT INTO "T 2" VALUES ({n}, \'y\')', 'public."T 2" is not on the target'
+    ),
     "schema changed": ("CREATE SCHEMA s; ALTER TABLE t SET SCHEMA s", "UPDATE s.t SET v = 'y'", "s.t is not on the target"),
     "label added": ("ALTER TYPE mood ADD VALUE 'glad' BEFORE 'sad'", "INSERT INTO moods VALUES ({n}, 'glad')", "public.moods"),
     "check loosened": ("ALTER TABLE bound DROP CONSTRAINT small", "INSERT INTO bound VALUES (100)", "public.bound"),

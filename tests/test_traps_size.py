@@ -102,7 +102,8 @@ def test_very_long_values(pair: Pair, cli: Cli, megabytes: int, record_property:
     with daemon(cli, pair) as running:
         still_following(cli, pair, running)
         told(record_property, running, "after the backlog")
-    lengths = "SELECT id, md5(t), md5(b), md5(j::text), n FROM keyed UNION ALL SELECT id, md5(t), md5(b), md5(j::text), n FROM bare ORDER BY 1, 2"
+    digests = "SELECT id, md5(t), md5(b), md5(j::text), n FROM"
+    lengths = f"{digests} keyed UNION ALL {digests} bare ORDER BY 1, 2"
     assert (
         pair.on_target().execute(lengths.encode()).fetchall() == source.execute(lengths.encode()).fetchall()
     )
