@@ -66,9 +66,10 @@ def demand_identical(cli: Cli, pair: Pair, command: str = "check") -> dict[str, 
 
 def differing(done: subprocess.CompletedProcess[str]) -> str:
     """What a person needs of a verdict or an error."""
-    if not done.stdout:
+    links = json.loads(done.stdout)["links"] if done.stdout else []
+    if not links:
         return done.stderr
-    link = json.loads(done.stdout)["links"][0]
+    link = links[0]
     tables = [each for each in link["tables"] if each["verdict"] != "identical"]
     rest = {key: link[key] for key in ("verdict", "schema_differences", "sequences_behind")}
     return f"{tables} {rest} {done.stderr}"
