@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fix_roads import demand_identical, same_rows, still_following
-from fix_servers import Cli, Connection, Pair, majors
+from fix_servers import Cli, Connection, Pair, majors, wait_until
 from test_run import Daemon, daemon
 
 soak = pytest.mark.soak
@@ -35,6 +35,17 @@ def told(record: Record, running: Daemon, when: str) -> None:
     """Keep the daemon's peak of memory with the test's result."""
     record(f"peak_kb {when}", peak(running))
     print(f"{when}: the daemon held {peak(running) / 1024:.0f} MB at the most", file=sys.stderr)
+
+
+def levelled(pair: Pair) -> None:
+    """Wait until all that is written by now is applied: longer than `check` has patience for one transaction."""
+    lsn = pair.on_source().execute("SELECT pg_current_wal_lsn()").fetchone()
+    target = pair.on_target()
+    wait_until(
+        lambda: target.execute("SELECT FROM pglockstep.progress WHERE lsn >= %s", lsn).rowcount,
+        400,
+        "the target to be level",
+    )
 
 
 def test_as_wide_as_a_table_can_be(pair: Pair, cli: Cli) -> None:
@@ -71,6 +82,7 @@ def test_as_wide_as_a_table_can_be(pair: Pair, cli: Cli) -> None:
         still_following(cli, pair, running)
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("megabytes", [2, pytest.param(100, marks=soak)])
 @both_pairs
 def test_very_long_values(pair: Pair, cli: Cli, megabytes: int, record_property: Record) -> None:
@@ -93,6 +105,7 @@ def test_very_long_values(pair: Pair, cli: Cli, megabytes: int, record_property:
             f"INSERT INTO bare SELECT 1, {text}, {noise}, '{{}}' FROM generate_series(1, 2)".encode()
         )
         source.execute("UPDATE bare SET n = 1 WHERE ctid = (SELECT min(ctid) FROM bare)")
+        levelled(pair)
         still_following(cli, pair, running)
         told(record_property, running, "after the stream")
     for _ in range(3):
@@ -100,6 +113,7 @@ def test_very_long_values(pair: Pair, cli: Cli, megabytes: int, record_property:
     source.execute("DELETE FROM keyed WHERE id = 1")
     source.execute("DELETE FROM bare WHERE n = 1")
     with daemon(cli, pair) as running:
+        levelled(pair)
         still_following(cli, pair, running)
         told(record_property, running, "after the backlog")
     digests = "SELECT id, md5(t), md5(b), md5(j::text), n FROM"
