@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from fix_mirror import contents
 from fix_servers import Cli, Connection, Pair, connect
-from test_apply_mirror import contents
 from test_run import Daemon, daemon
 
 Write = Callable[[Connection], None]

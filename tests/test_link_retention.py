@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from fix_copy import refused
 from fix_servers import INSTALLED, Cli, Pair, connect, majors, wait_until
 from pglockstep.demo.servers import ThrowawayServer
-from pglockstep.link.retention import LEVELS, level, sentence, share
+from pglockstep.link.retention import level
 from pglockstep.postgres.slots import Slot
+from pglockstep.progress.slots import LEVELS, near_limit, slot_lost
 from pglockstep.units import Lsn
 from test_run import Daemon
 
@@ -31,10 +32,10 @@ def slot(retained: int, limit: int | None = 100 * MB, *, status: str = "extended
 
 def test_the_share_of_what_is_kept() -> None:
     """Percent of the limit; nothing where there is no limit; all of it once the slot is lost."""
-    assert [share(slot(n * MB)) for n in (0, 1, 69, 70, 250)] == [0, 1, 69, 70, 250]
-    assert share(slot(10**12, None)) is None
-    assert share(slot(0, status="lost")) == 100
-    assert share(slot(0, 0)) == 100
+    assert [slot(n * MB).share for n in (0, 1, 69, 70, 250)] == [0, 1, 69, 70, 250]
+    assert slot(10**12, None).share is None
+    assert slot(0, status="lost").share == 100
+    assert slot(0, 0).share == 100
 
 
 def test_each_level_is_said_once() -> None:
@@ -62,13 +63,17 @@ def test_no_level_without_its_share(percents: list[int | None]) -> None:
 
 def test_what_a_person_reads() -> None:
     """How much, of how much, and that a lost slot means to copy anew, with the server's own word for why."""
-    assert sentence(slot(70 * MB)) == (
-        "the source keeps 70 MB of WAL for this link, 70 % of the 100 MB that it keeps at the most"
-    )
-    assert sentence(slot(5 * MB, None)) == "the source keeps 5.0 MB of WAL for this link"
-    assert sentence(slot(0, status="lost", reason="idle_timeout")) == (
-        "the source has invalidated replication slot s (idle_timeout): the link has to be copied anew"
-    )
+    (found,) = near_limit(slot(70 * MB))
+    assert "keeps 70 MB of WAL for this link, 70 % of max_slot_wal_keep_size (100 MB)" in found.message
+    assert [
+        near_limit_of for n in (None, 69) for near_limit_of in near_limit(slot(69 * MB, n and 100 * MB))
+    ] == []
+    (found,) = near_limit(slot(85 * MB))
+    assert "soon" in found.message
+    assert "max_slot_wal_keep_size = '200MB'" in found.hint
+    lost = slot_lost(slot(0, status="lost", reason="idle_timeout"))
+    assert "s was invalidated by the source (idle_timeout)" in lost.message
+    assert "copy anew" in lost.hint
 
 
 # --- on real servers -------------------------------------------------------------------------------
@@ -100,18 +105,18 @@ def test_warned_and_then_lost(cli: Cli, forgetful: Pair) -> None:
     forgetful.target_server.stop()
     try:
         write(forgetful, 47)
-        said = _read_until(running, "keeps at the most")
-        assert "of the 64 MB" in said
-        assert "raise max_slot_wal_keep_size" in said
+        said = _read_until(running, "of max_slot_wal_keep_size")
+        assert "(64 MB)" in said
+        assert "ALTER SYSTEM SET max_slot_wal_keep_size = '128MB'" in said
         write(forgetful, 10)
-        more = _read_until(running, "keeps at the most")
-        assert more.count("of the 64 MB") == 1
-        assert int(more.rsplit(" % of the 64 MB")[0].rsplit(" ")[-1]) >= 85
+        more = _read_until(running, "of max_slot_wal_keep_size")
+        assert more.count("(64 MB)") == 1
+        assert int(more.rsplit(" % of max_slot")[0].rsplit(" ")[-1]) >= 85
     finally:
         forgetful.target_server.start()
         running.kill()
     status = cli("status", *ends)
-    assert "% of the 64 MB that it keeps at the most; beyond that" in status.stdout
+    assert "% of max_slot_wal_keep_size (64 MB): past that" in status.stdout
     write(forgetful, 40)
     with connect(forgetful.source) as conn:
 

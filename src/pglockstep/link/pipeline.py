@@ -156,13 +156,8 @@ class Pipeline:
         while not builder.full:
             if builder.ready:
                 left = began + _LONGEST_GATHERING - time.monotonic()
-<<<<<<< HEAD
-                if builder.size <= _FEW or left <= 0:
-                    break
-=======
                 if builder.size <= _FEW or left <= 0 or self._failed:
-                    return builder.seal()
->>>>>>> f0a537d (A failure in the stream waits for the apply under way: once names it, instead of a session that was cut short)
+                    break
                 patience = min(_PAUSE, left)
             elif self._failed:
                 raise self._failed

@@ -50,7 +50,9 @@ async def watch(link: Link) -> None:
                             slot = await slots.read(conn, slot_name(link_id))
                         before, stands = stands, 0 if slot is None else level(stands, slot.share)
                         for found in near_limit(slot) if slot is not None and stands > before else ():
-                            log.warning("%s; %s", found.message, found.hint, extra=link.about("slot.retained"))
+                            log.warning(
+                                "%s; %s", found.message, found.hint, extra=link.about("slot.retained")
+                            )
                     await asyncio.sleep(_ASK_EVERY)
             finally:
                 await conn.close()
