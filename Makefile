@@ -15,8 +15,9 @@ demo: $(READY)  ## two throwaway servers, a live workload, and one following the
 test: $(READY)  ## the tests, against every PostgreSQL at hand
 	@$(BIN)/pytest
 
-soak: $(READY)  ## the long tests: very large, very many, every pair of versions
+soak: $(READY)  ## the long tests: very large, very many, every pair of versions; and all tests without a superuser
 	@$(BIN)/pytest -m soak -rP
+	@$(BIN)/pytest --plain-roles
 
 lint: $(READY)  ## style and strict types
 	@$(BIN)/ruff check .

@@ -229,7 +229,8 @@ def _as_superuser(server: ThrowawayServer, conninfo: str) -> str:
 @pytest.fixture
 def plain_roles(request: pytest.FixtureRequest) -> bool:
     """Whether `pair` hands out databases of owners that are no superusers; see `with_plain_roles`."""
-    return bool(getattr(request, "param", request.config.getoption("--plain-roles")))
+    wanted = request.config.getoption("--plain-roles") and not request.node.get_closest_marker("superusers")
+    return bool(getattr(request, "param", wanted))
 
 
 #: Run a test as superusers, and again as owners of two databases that are none.
