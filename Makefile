@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test soak lint format bench clean
 
 help:           ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/'
@@ -14,6 +14,10 @@ demo: $(READY)  ## two throwaway servers, a live workload, and one following the
 
 test: $(READY)  ## the tests, against every PostgreSQL at hand
 	@$(BIN)/pytest
+
+soak: $(READY)  ## the long tests: very large, very many, every pair of versions; and all tests without a superuser
+	@$(BIN)/pytest -m soak -rP
+	@$(BIN)/pytest --plain-roles
 
 lint: $(READY)  ## style and strict types
 	@$(BIN)/ruff check .

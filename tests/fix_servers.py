@@ -22,6 +22,7 @@ from typing import Protocol, TypeVar
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from pglockstep.demo.servers import ThrowawayServer, find_servers
@@ -40,6 +41,18 @@ all_pairs: list[tuple[int, int]] = [
 on_all_pairs = pytest.mark.parametrize(
     "pair", all_pairs, indirect=True, ids=[f"{source}-to-{target}" for source, target in all_pairs]
 )
+
+
+#: Roles that are no superusers: who owns a source's database, and who owns a target's.
+OWNER, FOLLOWER = 'plain "Owner"', "plain_follower"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--plain-roles",
+        action="store_true",
+        help="hand out pairs of databases whose owners are no superusers, to every test",
+    )
 
 
 def pytest_configure() -> None:
@@ -191,6 +204,14 @@ class Pair:
         """A new autocommit connection to the target, closed after the test at the latest."""
         return self._open(self.target)
 
+    def superuser_on_source(self) -> Connection:
+        """As `on_source`, for a test's own preparations that only a superuser may make."""
+        return self._open(_as_superuser(self.source_server, self.source))
+
+    def superuser_on_target(self) -> Connection:
+        """As `on_target`, for a test's own preparations that only a superuser may make."""
+        return self._open(_as_superuser(self.target_server, self.target))
+
     def close(self) -> None:
         for conn in self._opened:
             conn.close()
@@ -201,20 +222,60 @@ class Pair:
         return conn
 
 
+def _as_superuser(server: ThrowawayServer, conninfo: str) -> str:
+    return server.conninfo(str(conninfo_to_dict(conninfo)["dbname"]), client_encoding="UTF8")
+
+
 @pytest.fixture
-def pair(request: pytest.FixtureRequest, servers: Servers, make_database: MakeDatabase) -> Iterator[Pair]:
+def plain_roles(request: pytest.FixtureRequest) -> bool:
+    """Whether `pair` hands out databases of owners that are no superusers; see `with_plain_roles`."""
+    wanted = request.config.getoption("--plain-roles") and not request.node.get_closest_marker("superusers")
+    return bool(getattr(request, "param", wanted))
+
+
+#: Run a test as superusers, and again as owners of two databases that are none.
+with_plain_roles = pytest.mark.parametrize(
+    "plain_roles", [False, True], indirect=True, ids=["superusers", "plain"]
+)
+
+
+#: Run a test as owners that are no superusers, and among the long tests as superusers too.
+as_plain_roles = pytest.mark.parametrize(
+    "plain_roles",
+    [True, pytest.param(False, marks=pytest.mark.soak)],
+    indirect=True,
+    ids=["plain", "superusers"],
+)
+
+
+def _hand_over(server: ThrowawayServer, conninfo: str, role: str, options: str) -> str:
+    """Give a database to a role, made if need be, that has just the `options`; returns the role's connection string."""
+    name, database = sql.Identifier(role), sql.Identifier(str(conninfo_to_dict(conninfo)["dbname"]))
+    with connect(server.conninfo()) as conn:
+        if not conn.execute("select from pg_roles where rolname = %s", [role]).rowcount:
+            conn.execute(sql.SQL("create role {} login {}").format(name, sql.SQL(options)))
+            if role == FOLLOWER and server.major >= 15:
+                conn.execute(sql.SQL("grant set on parameter session_replication_role to {}").format(name))
+        conn.execute(sql.SQL("alter database {} owner to {}").format(database, name))
+    return make_conninfo(conninfo, user=role)
+
+
+@pytest.fixture
+def pair(
+    request: pytest.FixtureRequest, servers: Servers, make_database: MakeDatabase, plain_roles: bool
+) -> Iterator[Pair]:
     """Two ends of the newest version, or of the (source, target) versions it is parametrised with."""
     newest = majors[-1] if majors else 0
     source_major, target_major = getattr(request, "param", (newest, newest))
     source, target = servers.source(source_major), servers.target(target_major)
     mark = secrets.token_hex(2)
-    ends = Pair(
-        source=make_database(source, f"src_{mark}"),
-        # Names need quoting somewhere, always: a missing quote is found by every test.
-        target=make_database(target, f"tgt \"Odd' {mark}"),
-        source_server=source,
-        target_server=target,
-    )
+    there = make_database(source, f"src_{mark}")
+    # Names need quoting somewhere, always: a missing quote is found by every test.
+    here = make_database(target, f"tgt \"Odd' {mark}")
+    if plain_roles:
+        there = _hand_over(source, there, OWNER, "replication")
+        here = _hand_over(target, here, FOLLOWER, "")
+    ends = Pair(source=there, target=here, source_server=source, target_server=target)
     yield ends
     ends.close()
 

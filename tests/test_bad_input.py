@@ -155,6 +155,7 @@ def test_a_database_that_does_not_exist(filled: Pair, cli: Cli) -> None:
     refused(cli, ["once", *ends(filled.source, other(filled.target, dbname="nowhere"))], 5, "nowhere")
 
 
+@pytest.mark.superusers
 def test_the_same_database_twice(filled: Pair, cli: Cli) -> None:
     """One database as both ends, also by another host name: exit 3 before anything is touched."""
     password = str(conninfo_to_dict(filled.source_server.conninfo(host="localhost"))["password"])
@@ -230,6 +231,7 @@ def test_no_free_slot(pair: Pair, cli: Cli, lesser: dict[str, ThrowawayServer]) 
             refused(cli, [command, *ends(source, pair.target)], 4, "no free replication slot", "1 of 1")
 
 
+@pytest.mark.superusers
 def test_a_standby_or_swapped_ends(filled: Pair, cli: Cli) -> None:
     """Ends that were swapped after the first copy: the old source is not empty and not ours, and stays as it is."""
     assert cli("once", *ends(filled.source, filled.target)).returncode == 0

@@ -62,6 +62,7 @@ def test_an_extension_that_the_target_lacks(pair: Pair, cli: Cli, before: dict[s
     nothing_left(pair, before | {"h": "d"})
 
 
+@pytest.mark.superusers
 def test_a_policy_for_a_role_that_the_target_lacks(pair: Pair, cli: Cli, before: dict[str, str]) -> None:
     """A policy names a role of the source's only: the hint says to create it."""
     source = pair.on_source()
@@ -88,6 +89,7 @@ def test_a_row_that_the_target_refuses(pair: Pair, cli: Cli, before: dict[str, s
     nothing_left(pair, before | {"b": "d"})
 
 
+@pytest.mark.superusers
 def test_a_row_that_the_source_cannot_read(pair: Pair, cli: Cli, before: dict[str, str]) -> None:
     """A table that the source itself fails to read is the source's fault, while the target is half full."""
     source = pair.on_source()
@@ -99,6 +101,7 @@ def test_a_row_that_the_source_cannot_read(pair: Pair, cli: Cli, before: dict[st
     nothing_left(pair, before | {"z": "d"})
 
 
+@pytest.mark.superusers
 def test_a_dump_that_fails(pair: Pair, cli: Cli, before: dict[str, str]) -> None:
     """What pg_dump says is told, as the source's fault."""
     source = pair.on_source()

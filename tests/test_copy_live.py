@@ -201,6 +201,7 @@ def test_interrupted(pair: Pair, cli: Cli, sent: signal.Signals) -> None:
     nothing_left(pair, {"t": "d", "keyless": "d"})
 
 
+@pytest.mark.superusers
 def test_a_chain_of_links(pair: Pair, cli: Cli, servers: Servers, make_database: MakeDatabase) -> None:
     """A target can be the source of another link: what pglockstep keeps in it is not copied on."""
     pair.on_source().execute(

@@ -242,6 +242,7 @@ def in_encoding(pair: Pair, end: str, encoding: str) -> None:
         )
 
 
+@pytest.mark.superusers
 def test_latin1_becomes_utf8(pair: Pair, cli: Cli) -> None:
     """Text of a LATIN1 database means the same in a UTF-8 target, names included."""
     in_encoding(pair, "source", "LATIN1")
@@ -256,6 +257,7 @@ def test_latin1_becomes_utf8(pair: Pair, cli: Cli) -> None:
     assert pair.on_target().execute('SELECT "ä", f() FROM "Größe"').fetchall() == [("naïve ÿ", "é")]
 
 
+@pytest.mark.superusers
 def test_what_latin1_cannot_hold_is_refused(pair: Pair, cli: Cli) -> None:
     """UTF-8 text that a LATIN1 target has no letter for ends the copy; nothing is left behind."""
     in_encoding(pair, "target", "LATIN1")
@@ -265,6 +267,7 @@ def test_what_latin1_cannot_hold_is_refused(pair: Pair, cli: Cli) -> None:
     nothing_left(pair, {"t": "d"})
 
 
+@pytest.mark.superusers
 def test_sql_ascii_is_refused(pair: Pair, cli: Cli) -> None:
     """Bytes of no known encoding are not converted by a guess: SQL_ASCII goes to SQL_ASCII only."""
     in_encoding(pair, "source", "SQL_ASCII")

@@ -217,6 +217,7 @@ def difference(source: str, target: str) -> set[str]:
 
 
 @on_all_pairs
+@pytest.mark.superusers
 def test_everything_arrives(make_role: MakeRole, pair: Pair, cli: Cli) -> None:
     """Every kind of object, with hostile names and bodies, owners and grants, arrives as it was; nothing of ours stays."""
     for server in (pair.source_server, pair.target_server):
@@ -288,6 +289,7 @@ def test_everything_arrives(make_role: MakeRole, pair: Pair, cli: Cli) -> None:
 
 
 @pytest.mark.skipif(18 not in INSTALLED, reason="needs PostgreSQL 18")
+@pytest.mark.superusers
 def test_what_18_brought_arrives(pair: Pair, cli: Cli) -> None:
     """Virtual columns, named and unchecked constraints, keys over periods: the newest version's own things."""
     source = pair.on_source()
@@ -321,6 +323,7 @@ def test_a_dropped_public_schema_is_told(pair: Pair, cli: Cli) -> None:
 
 @pytest.mark.skipif(15 not in INSTALLED, reason="needs a server with contrib modules")
 @pytest.mark.parametrize("pair", [(15, 15)], indirect=True)
+@pytest.mark.superusers
 def test_extensions_arrive(pair: Pair, cli: Cli) -> None:
     """Extensions come with their version's objects, once, and columns of their types with their rows."""
     source = pair.on_source()

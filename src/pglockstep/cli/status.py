@@ -69,7 +69,9 @@ def _sentences(found: LinkOverview) -> list[str]:
             "" if found.lag_bytes is None else f", {human_bytes(found.lag_bytes)} of WAL behind the source"
         )
         lines.append(f"  applied  up to {found.applied_lsn}{behind}")
-    if found.source.slot_retained_wal_bytes is not None:
+    if found.source.slot_warning:
+        lines.append(f"  slot     {found.source.slot_warning}")
+    elif found.source.slot_retained_wal_bytes is not None:
         lines.append(
             f"  slot     the source keeps {human_bytes(found.source.slot_retained_wal_bytes)} of WAL for this link"
         )

@@ -75,8 +75,8 @@ def identity_findings(
             side="source",
             severity="error",
             code="generated_identity",
-            message=f"table {listed(table.name for table in barred)} has a generated column in its replica identity: once "
-            f"published, PostgreSQL {major} would refuse its users' own UPDATEs and DELETEs",
+            message=f"table {listed(table.name for table in barred)} has a generated column in its replica identity, "
+            "which the stream does not carry; from PostgreSQL 18 on its users' own UPDATEs and DELETEs would be refused too",
             fix=selection.excluding(table.name for table in barred),
             where=IN_CONFIG,
             otherwise="or give it a primary key of ordinary columns (and REPLICA IDENTITY DEFAULT)",

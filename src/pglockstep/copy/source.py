@@ -77,18 +77,16 @@ async def references(conn: AsyncConnection) -> list[Reference]:
 
 
 def identified_by_generated(tables: Sequence[Table], major: int) -> list[Table]:
-    """The tables whose UPDATEs and DELETEs the source itself would refuse once they are published. Pure.
+    """The tables whose UPDATEs and DELETEs could not say which row it was, or would be refused to their users. Pure.
 
-    From PostgreSQL 18 on a replica identity must not contain a generated column that is not published: FULL
-    contains all of them.
+    Generated columns are not in the stream, so none may be in an identity's index; from PostgreSQL 18 on the source
+    itself refuses such UPDATEs and DELETEs once the table is published, under FULL, which contains all columns, too.
     """
-    if major < 18:
-        return []
 
     def contained(table: Table) -> bool:
-        generated = {column.name for column in table.columns if column.generated}
-        full = table.replica_identity == "f" or not table.has_replica_identity
-        return bool(generated) if full else not generated.isdisjoint(table.primary_key)
+        if table.replica_identity == "f" or not table.has_replica_identity:
+            return major >= 18 and any(column.generated for column in table.columns)
+        return table.has_generated_identity
 
     return [table for table in tables if not table.unlogged and contained(table)]
 

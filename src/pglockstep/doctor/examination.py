@@ -44,6 +44,7 @@ from pglockstep.postgres.connect import End, connect, describe, ends, translate
 from pglockstep.postgres.installations import clients_for
 from pglockstep.postgres.privileges import Facts
 from pglockstep.postgres.replication import ReplicationConnection
+from pglockstep.postgres.slots import read as read_slot
 from pglockstep.progress import slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -190,8 +191,8 @@ class Examination:
         if source.facts.in_recovery:
             return
         with self._part(source.end):
-            slot, written = await slots.read(source.conn, record.slot)
-            self._tell(slots.slot_findings(record, slot, written))
+            slot = await read_slot(source.conn, record.slot)
+            self._tell(slots.slot_findings(record, slot))
         with self._part(source.end):
             published = await ours.published_tables(source.conn, source.end, record.publication)
             self._tell(judge_source.unpublished_findings(self._tables, published))

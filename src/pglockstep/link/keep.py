@@ -13,7 +13,7 @@ import random
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.source import published_tables
 from pglockstep.errors import ApplyRefused, LinkHeld, LockstepError, SourceError, TargetError
-from pglockstep.link import session
+from pglockstep.link import retention, session
 from pglockstep.link.link import Link
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.states import Event
@@ -43,12 +43,15 @@ async def keep(link: Link) -> None:
             f"another daemon (pid {link.state.daemon_pid(link.key)}) runs link {link.config.name!r}",
             hint="pglockstep status shows it; stop it first if this one is to take over",
         )
+    watching = asyncio.create_task(retention.watch(link), name="retention")
     try:
         await Keeper(link).run()
     except LockstepError as error:
         link.standing.move(Event.REFUSED, error.message)
         raise
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         claim.release()
 
 

@@ -14,9 +14,10 @@ from pglockstep.errors import EndError, LockstepError
 from pglockstep.link.session import source_position
 from pglockstep.link.states import UNHEALTHY, State
 from pglockstep.observe.state import LinkStatus, StateDirectory
-from pglockstep.postgres import privileges
+from pglockstep.postgres import privileges, slots
 from pglockstep.postgres.connect import End, connect, describe, ends, fingerprint, translate
 from pglockstep.progress import target as progress
+from pglockstep.progress.slots import near_limit, slot_lost
 from pglockstep.progress.target import Holder, LinkRecord
 from pglockstep.units import Lsn
 
@@ -38,6 +39,10 @@ class EndOverview(msgspec.Struct, kw_only=True):
     slot: str | None = None
     slot_active: bool | None = None
     slot_retained_wal_bytes: int | None = None
+    #: source only: how much it would keep (None: any amount), its own word for how that stands, and ours near the end
+    slot_wal_limit_bytes: int | None = None
+    slot_wal_status: str | None = None
+    slot_warning: str | None = None
 
 
 class LastVerified(msgspec.Struct):
@@ -79,8 +84,9 @@ class LinkOverview(msgspec.Struct, kw_only=True):
 
     @property
     def healthy(self) -> bool:
-        """Whether both ends answer and the link does not wait for anybody."""
-        return self.source.reachable and self.target.reachable and self.state not in UNHEALTHY
+        """Whether both ends answer, the slot stands and the link does not wait for anybody."""
+        answers = self.source.reachable and self.target.reachable
+        return answers and self.source.error is None and self.state not in UNHEALTHY
 
 
 async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
@@ -185,19 +191,18 @@ async def _slot(end: End, found: EndOverview, record: LinkRecord) -> None:
         conn = await connect(end, "status")
         try:
             with translate(end):
-                cursor = await conn.execute(
-                    "SELECT slot_name, active, "
-                    "pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::bigint "
-                    "FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
-                    [record.slot],
-                )
-                row = await cursor.fetchone()
+                slot = await slots.read(conn, record.slot)
         finally:
             await conn.close()
     except EndError as error:
         found.error = error.message
         return
-    if row is None:
+    if slot is None:
         found.error = f"replication slot {record.slot} is gone"
-    else:
-        found.slot, found.slot_active, found.slot_retained_wal_bytes = row
+        return
+    found.slot, found.slot_active, found.slot_retained_wal_bytes = slot.name, slot.active, slot.retained
+    found.slot_wal_limit_bytes, found.slot_wal_status = slot.limit, slot.wal_status
+    if slot.lost:
+        found.error = slot_lost(slot).message
+    for warning in near_limit(slot):
+        found.slot_warning = warning.message

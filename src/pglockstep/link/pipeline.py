@@ -60,6 +60,7 @@ class Pipeline:
         self._asked_target_at = time.monotonic()
         self._idle_since = time.monotonic()
         self._unapplied_since: float | None = None
+        self._failed: LockstepError | None = None
         self._asked = False
         #: how far the source has sent, whether or not there was anything in it for us
         self.received = applier.progress
@@ -91,6 +92,17 @@ class Pipeline:
         await self.confirm_rest()
 
     async def _receive(self) -> None:
+        """Gather until it fails; the target first completes what arrived before, and then hears of the failure.
+
+        An exchange that is cut short would end the target's session, and with it the link's lock.
+        """
+        try:
+            await self._gather()
+        except LockstepError as error:
+            self._failed = error
+            self._arrived.set()
+
+    async def _gather(self) -> None:
         """Gather what arrives into batches, beside the target's work on the batches before."""
         builder = self.applier.builder
         while True:
@@ -144,9 +156,11 @@ class Pipeline:
         while not builder.full:
             if builder.ready:
                 left = began + _LONGEST_GATHERING - time.monotonic()
-                if builder.size <= _FEW or left <= 0:
+                if builder.size <= _FEW or left <= 0 or self._failed:
                     break
                 patience = min(_PAUSE, left)
+            elif self._failed:
+                raise self._failed
             self._arrived.clear()
             try:
                 async with asyncio.timeout(patience):

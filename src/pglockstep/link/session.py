@@ -16,6 +16,7 @@ from pglockstep.copy.triggers import demand_quiet
 from pglockstep.findings import demand
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import connect, describe, ends, translate
+from pglockstep.postgres.slots import read as read_slot
 from pglockstep.progress import slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -65,8 +66,8 @@ def demand_identity(ends: Ends, record: LinkRecord) -> None:
 async def demand_slot(ends: Ends, record: LinkRecord) -> None:
     """Raise `SourceLacks` unless the slot can go on from the target's progress without a gap."""
     with translate(ends.source):
-        slot, written = await slots.read(ends.source_conn, record.slot)
-    demand(slots.slot_findings(record, slot, written))
+        slot = await read_slot(ends.source_conn, record.slot)
+    demand(slots.slot_findings(record, slot))
 
 
 async def emit_barrier(ends: Ends, link: str) -> Lsn:

@@ -33,6 +33,11 @@ class Standing:
         """The LSN up to which the target was complete when last noted."""
         return self._status.applied_lsn
 
+    @property
+    def link_id(self) -> str:
+        """The link's id, as last heard of; empty if never."""
+        return self._status.link_id
+
     def move(self, event: Event, reason: str = "") -> None:
         """Something happened to the link; `reason` tells a person why, where it needs telling."""
         self.now = after(self.now, event)

@@ -99,7 +99,7 @@ async def verify(
         tables=results,
         schema_differences=list(differences),
         sequences_behind=list(late),
-        not_streamed=await _not_streamed(ends, source_tables.values()),
+        not_streamed=await _not_streamed(ends, selection, source_tables.values()),
         checked_at=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
     )
@@ -238,12 +238,18 @@ async def _lag(ends: Ends, advanced: bool) -> tuple[int | None, float | None]:
     return lag_bytes, round(max(0.0, age.total_seconds()), 3) if lag_bytes else 0.0
 
 
-async def _not_streamed(ends: Ends, tables: Iterable[Table]) -> list[str]:
-    """What the stream cannot carry: it was copied once and is compared, but does not follow by itself."""
+async def _not_streamed(ends: Ends, selection: Selection, tables: Iterable[Table]) -> list[str]:
+    """What the stream cannot carry: it does not follow by itself, though it was copied if it had anything of its own."""
     with translate(ends.source):
         cursor = await ends.source_conn.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata")
         row = await cursor.fetchone()
-    found = [f"unlogged table {table.name}" for table in tables if table.unlogged]
+        relations = await ends.source_conn.execute(catalog.statement("holdings"))
+        silent = [
+            f"{kind} {QualifiedName(schema, name)}"
+            async for schema, name, kind in relations
+            if kind in ("materialized view", "foreign table") and selection.carries(schema, name)
+        ]
+    found = [f"unlogged table {table.name}" for table in tables if table.unlogged] + silent
     if row and row[0]:
         found.append(f"{row[0]} large objects")
     return found

@@ -54,6 +54,7 @@ class Table(msgspec.Struct, frozen=True):
     is_partition: bool = False
     replica_identity: str = "d"
     has_identity_index: bool = False
+    has_generated_identity: bool = False
     row_security: bool = False
     forced_row_security: bool = False
     owned: bool = True

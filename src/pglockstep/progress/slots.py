@@ -1,53 +1,22 @@
 """Whether the stream can go on from a target's progress: the source's identity, its slot, and what it keeps for us.
 
-Reading is apart from judging; the judgements are pure. Nothing here changes anything.
+Pure: what is judged was read by `postgres.slots`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
-from psycopg import AsyncConnection
-
 from pglockstep.errors import IdentityChanged
 from pglockstep.findings import Finding
+from pglockstep.postgres.slots import Slot
 from pglockstep.progress.target import LinkRecord
-from pglockstep.units import Lsn, human_bytes
+from pglockstep.units import human_bytes
 
 _AGAIN = "pglockstep teardown, empty the target, pglockstep once"
 
-#: Shares of ``max_slot_wal_keep_size`` at which a person is told.
-_NEAR = 0.7
-_VERY_NEAR = 0.85
-
-
-class Slot(msgspec.Struct, frozen=True):
-    """A replication slot. `limit` is ``max_slot_wal_keep_size`` in bytes, None where there is none."""
-
-    status: str | None
-    confirmed: Lsn | None
-    retained: int
-    limit: int | None
-
-
-async def read(conn: AsyncConnection, name: str) -> tuple[Slot | None, Lsn]:
-    """The slot of that name in this database, and where the source's WAL ends. Raises psycopg's errors."""
-    cursor = await conn.execute(
-        "SELECT pg_catalog.pg_current_wal_flush_lsn()::text, s.slot_name, s.wal_status, s.confirmed_flush_lsn::text, "
-        "pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint, "
-        "(SELECT nullif(setting, '-1')::bigint * 1048576 FROM pg_catalog.pg_settings "
-        "WHERE name = 'max_slot_wal_keep_size') "
-        "FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_replication_slots AS s "
-        "ON s.slot_name = $1 AND s.database = pg_catalog.current_database()",
-        [name],
-    )
-    row = await cursor.fetchone()
-    assert row is not None
-    written, found, status, confirmed, retained, limit = row
-    if found is None:
-        return None, Lsn.parse(written)
-    return Slot(status, Lsn.parse(confirmed) if confirmed else None, retained or 0, limit), Lsn.parse(written)
+#: Shares of the WAL that a source is willing to keep at which a person is told, in percent.
+LEVELS = (70, 85)
 
 
 def identity_findings(record: LinkRecord, identity: str, where: str) -> Iterator[Finding]:
@@ -64,8 +33,8 @@ def identity_findings(record: LinkRecord, identity: str, where: str) -> Iterator
         )
 
 
-def slot_findings(record: LinkRecord, slot: Slot | None, written: Lsn) -> Iterator[Finding]:
-    """Whether the slot can go on from the target's progress without a gap; `written` is where the WAL ends."""
+def slot_findings(record: LinkRecord, slot: Slot | None) -> Iterator[Finding]:
+    """Whether the slot can go on from the target's progress without a gap, and for how long."""
     if slot is None:
         yield Finding(
             side="source",
@@ -76,25 +45,18 @@ def slot_findings(record: LinkRecord, slot: Slot | None, written: Lsn) -> Iterat
             fix=f"copy anew: {_AGAIN}",
         )
         return
-    if record.progress is not None and written < record.progress:
+    if record.progress is not None and slot.written < record.progress:
         yield Finding(
             side="source",
             severity="error",
             code="source_older",
-            message=f"the source is older than what the target already has from it: its WAL ends at {written}, the target "
+            message=f"the source is older than what the target already has from it: its WAL ends at {slot.written}, the target "
             f"is complete up to {record.progress}; was the source restored from an older copy? nothing was copied",
             fix=f"put the newer source back; or, if this one is meant: {_AGAIN}",
             raises=IdentityChanged,
         )
-    if slot.status == "lost":
-        yield Finding(
-            side="source",
-            severity="error",
-            code="slot_lost",
-            message=f"replication slot {record.slot} was invalidated by the source, which kept "
-            f"{human_bytes(slot.retained)} of WAL for it at the end",
-            fix=f"copy anew: {_AGAIN}; then raise max_slot_wal_keep_size on the source, or keep the daemon running",
-        )
+    if slot.lost:
+        yield slot_lost(slot)
         return
     if slot.confirmed is not None and record.progress is not None and slot.confirmed > record.progress:
         yield Finding(
@@ -105,16 +67,37 @@ def slot_findings(record: LinkRecord, slot: Slot | None, written: Lsn) -> Iterat
             f"{slot.confirmed}: was the target restored from an older copy?",
             fix=f"copy anew: {_AGAIN}",
         )
-    if slot.limit and slot.retained >= _NEAR * slot.limit:
-        soon = "; past it the link is lost, and soon" if slot.retained >= _VERY_NEAR * slot.limit else ""
-        doubled = -(-slot.limit // 1048576) * 2
-        yield Finding(
-            side="source",
-            severity="warning",
-            code="slot_near_limit",
-            message=f"the source keeps {human_bytes(slot.retained)} of WAL for this link, {slot.retained * 100 // slot.limit} % "
-            f"of max_slot_wal_keep_size ({human_bytes(slot.limit)}): past that it drops what the target has not got yet{soon}",
-            fix=f"ALTER SYSTEM SET max_slot_wal_keep_size = '{doubled}MB';\nSELECT pg_reload_conf();",
-            where="on the source, as a superuser",
-            otherwise="or let the target catch up: pglockstep run",
-        )
+    yield from near_limit(slot)
+
+
+def slot_lost(slot: Slot) -> Finding:
+    """That the source has given a slot up, and what to change so that it does not again."""
+    idle = slot.invalidation_reason == "idle_timeout"
+    setting = "idle_replication_slot_timeout" if idle else "max_slot_wal_keep_size"
+    why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
+    return Finding(
+        side="source",
+        severity="error",
+        code="slot_lost",
+        message=f"replication slot {slot.name} was invalidated by the source{why}: what the target has not got yet cannot "
+        "be streamed any more",
+        fix=f"copy anew: {_AGAIN}; then keep the daemon running, or raise {setting} on the source",
+    )
+
+
+def near_limit(slot: Slot) -> Iterator[Finding]:
+    """A warning if the source keeps nearly as much WAL for the slot as it is willing to."""
+    if slot.limit is None or slot.share is None or slot.share < LEVELS[0]:
+        return
+    soon = "; past it the link is lost, and soon" if slot.share >= LEVELS[-1] else ""
+    doubled = -(-slot.limit // 1048576) * 2
+    yield Finding(
+        side="source",
+        severity="warning",
+        code="slot_near_limit",
+        message=f"the source keeps {human_bytes(slot.retained)} of WAL for this link, {slot.share} % "
+        f"of max_slot_wal_keep_size ({human_bytes(slot.limit)}): past that it drops what the target has not got yet{soon}",
+        fix=f"ALTER SYSTEM SET max_slot_wal_keep_size = '{doubled}MB';\nSELECT pg_reload_conf();",
+        where="on the source, as a superuser",
+        otherwise="or let the target catch up: pglockstep run",
+    )

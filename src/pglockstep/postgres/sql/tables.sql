@@ -30,7 +30,14 @@ SELECT
         FROM pg_catalog.pg_index AS i
         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND i.indislive
             AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
-    ) AS has_identity_index
+    ) AS has_identity_index,
+    EXISTS (
+        SELECT
+        FROM pg_catalog.pg_index AS i
+        JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::smallint[])
+        WHERE i.indrelid = c.oid AND a.attgenerated <> ''
+            AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+    ) AS has_generated_identity
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_roles AS o ON o.oid = c.relowner

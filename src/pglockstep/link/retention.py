@@ -1,0 +1,61 @@
+"""The WAL that a source keeps for a link, against what it is willing to keep: said before it is too late.
+
+A slot that falls further behind than ``max_slot_wal_keep_size`` is dropped by its server, and the link has to be copied
+anew. Whether and what to say is pure; `watch` asks the source for as long as the daemon lives, also while the target
+is away: that is when WAL piles up. It stops nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from pglockstep.errors import LockstepError
+from pglockstep.postgres import slots
+from pglockstep.postgres.connect import connect, ends, translate
+from pglockstep.progress.slots import LEVELS, near_limit
+from pglockstep.progress.target import slot_name
+
+if TYPE_CHECKING:
+    from pglockstep.link.link import Link
+
+log = logging.getLogger(__name__)
+
+#: A level is left only this many percent below it: around a threshold nothing is said twice.
+_SLACK = 5
+#: How often the source is asked, in seconds.
+_ASK_EVERY = 3.0
+
+
+def level(before: int, percent: int | None) -> int:
+    """The level that stands now, of `LEVELS` or 0, after the one that stood before. Pure."""
+    reached = max((each for each in LEVELS if percent is not None and percent >= each), default=0)
+    if percent is not None and reached < before and percent > before - _SLACK:
+        return before
+    return reached
+
+
+async def watch(link: Link) -> None:
+    """Warn once whenever the WAL kept for a link reaches a level, until cancelled. A source that is away is no matter."""
+    stands = 0
+    source, _ = ends(link.config)
+    while True:
+        try:
+            conn = await connect(source, "retention")
+            try:
+                while True:
+                    if link_id := link.standing.link_id:
+                        with translate(source):
+                            slot = await slots.read(conn, slot_name(link_id))
+                        before, stands = stands, 0 if slot is None else level(stands, slot.share)
+                        for found in near_limit(slot) if slot is not None and stands > before else ():
+                            log.warning(
+                                "%s; %s", found.message, found.hint, extra=link.about("slot.retained")
+                            )
+                    await asyncio.sleep(_ASK_EVERY)
+            finally:
+                await conn.close()
+        except LockstepError as error:
+            log.debug("the slot was not read: %s", error, extra=link.about("slot.failed"))
+            await asyncio.sleep(_ASK_EVERY)
