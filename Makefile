@@ -13,7 +13,7 @@ demo: $(READY)  ## two throwaway servers, a live workload, and one following the
 	@$(BIN)/pglockstep demo
 
 test: $(READY)  ## the tests, against every PostgreSQL at hand
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
 soak: $(READY)  ## the long tests: very large, very many, every pair of versions; and all tests without a superuser
 	@$(BIN)/pytest -m soak -rP
