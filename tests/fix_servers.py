@@ -228,15 +228,9 @@ def _as_superuser(server: ThrowawayServer, conninfo: str) -> str:
 
 @pytest.fixture
 def plain_roles(request: pytest.FixtureRequest) -> bool:
-    """Whether `pair` hands out databases of owners that are no superusers; see `with_plain_roles`."""
+    """Whether `pair` hands out databases of owners that are no superusers; see `as_plain_roles`."""
     wanted = request.config.getoption("--plain-roles") and not request.node.get_closest_marker("superusers")
     return bool(getattr(request, "param", wanted))
-
-
-#: Run a test as superusers, and again as owners of two databases that are none.
-with_plain_roles = pytest.mark.parametrize(
-    "plain_roles", [False, True], indirect=True, ids=["superusers", "plain"]
-)
 
 
 #: Run a test as owners that are no superusers, and among the long tests as superusers too.

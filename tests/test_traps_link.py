@@ -21,7 +21,6 @@ from fix_servers import (
     as_plain_roles,
     connect,
     wait_until,
-    with_plain_roles,
 )
 from test_run import daemon, ends_identical
 
@@ -36,7 +35,7 @@ def ends_of(pair: Pair) -> tuple[str, str, str, str]:
 # --- the source's users ----------------------------------------------------------------------------
 
 
-@with_plain_roles
+@as_plain_roles
 def test_what_users_make_later_stays_theirs(pair: Pair, cli: Cli) -> None:
     """Tables, partitions and children made after the copy, without a key, take every UPDATE and DELETE; `check` names them."""
     source = pair.on_source()
@@ -81,7 +80,7 @@ def test_a_key_that_users_drop(pair: Pair, cli: Cli) -> None:
 
     with daemon(cli, pair):
         source.execute("ALTER TABLE t DROP CONSTRAINT t_pkey")
-        wait_until(updated, 5, "the source's users to be able to write again")
+        wait_until(updated, 3, "the source's users to be able to write again")
 
 
 def test_an_identity_on_a_generated_column(pair: Pair, cli: Cli, make_database: MakeDatabase) -> None:

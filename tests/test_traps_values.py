@@ -161,8 +161,7 @@ class Types:
 @pytest.mark.parametrize(
     ("pair", "plain_roles"),
     [
-        ((majors[0], majors[-1]), False),
-        ((majors[-1], majors[-1]), True),
+        ((majors[0], majors[-1]), True),
         *(pytest.param(pair, False, marks=pytest.mark.soak) for pair in all_pairs),
     ],
     indirect=True,
