@@ -94,6 +94,7 @@ async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> li
         every = await catalog.tables(ends.source_conn)
     tables = [table for table in every if selection.carries(*table.name)]
     demand(privileges.table_findings(ends.source_facts, tables))
+    demand(privileges.hidden_row_findings(ends.target_facts, tables))
     if not selection.is_everything:
         with translate(ends.source):
             selection.demand_whole(await references(ends.source_conn))

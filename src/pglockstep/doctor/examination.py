@@ -222,6 +222,7 @@ class Examination:
             return
         self._tell(judge_target.version_findings(source.facts, target.facts))
         self._tell(privileges.encoding_findings(source.facts, target.facts))
+        self._tell(privileges.hidden_row_findings(target.facts, self._tables))
         self._tell(judge_target.text_findings(source.facts, source.place, target.facts, target.place))
         await self._examine_places(source, target)
         if not target.facts.in_recovery:
@@ -282,8 +283,4 @@ class Examination:
         things = await self._read(source, readings.rows(source.conn, Thing, "superuser_only"), [])
         wrappers = await self._read(source, readings.names(source.conn, "wrappers"), [])
         usable = await self._read(target, readings.names(target.conn, "usable_wrappers"), wrappers)
-        self._tell(
-            judge_target.superuser_findings(
-                target.facts, things, sorted(set(wrappers) - set(usable)), self._tables
-            )
-        )
+        self._tell(judge_target.superuser_findings(target.facts, things, sorted(set(wrappers) - set(usable))))

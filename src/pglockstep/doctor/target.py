@@ -7,7 +7,6 @@ from functools import partial
 
 from pglockstep.doctor.readings import Extension, Held, NamedRole, Place, Role, Thing
 from pglockstep.findings import Finding, listed
-from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.names import quote_if_needed
 from pglockstep.postgres.privileges import Facts, replica_grant
 from pglockstep.units import human_bytes
@@ -187,10 +186,8 @@ def room_findings(found: Facts, barred: Sequence[str], source: Place) -> Iterato
     )
 
 
-def superuser_findings(
-    found: Facts, things: Sequence[Thing], wrappers: Collection[str], tables: Sequence[Table]
-) -> Iterator[Finding]:
-    """What an ordinary role cannot make, or cannot write, on the target."""
+def superuser_findings(found: Facts, things: Sequence[Thing], wrappers: Collection[str]) -> Iterator[Finding]:
+    """What an ordinary role cannot make on the target."""
     if found.superuser:
         return
     role = quote_if_needed(found.role)
@@ -209,14 +206,6 @@ def superuser_findings(
             fix="\n".join(
                 f"GRANT USAGE ON FOREIGN DATA WRAPPER {quote_if_needed(name)} TO {role};" for name in wrappers
             ),
-            where=_AS_SUPERUSER,
-        )
-    if not found.bypass_row_security and (hidden := [table for table in tables if table.forced_row_security]):
-        yield _error(
-            code="hidden_rows",
-            message=f"row security of {listed(table.name for table in hidden)} will be forced on the target too, and keep role "
-            f"{role} from writing there",
-            fix=f"ALTER ROLE {role} BYPASSRLS;",
             where=_AS_SUPERUSER,
         )
 

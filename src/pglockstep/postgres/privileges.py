@@ -162,6 +162,23 @@ def table_findings(found: Facts, tables: Sequence[Table]) -> Iterator[Finding]:
         )
 
 
+def hidden_row_findings(target: Facts, tables: Sequence[Table]) -> Iterator[Finding]:
+    """What would keep our role on the target from writing these tables, whose policies bind their owner as well."""
+    forced = [table for table in tables if table.forced_row_security]
+    if forced and not (target.superuser or target.bypass_row_security):
+        role = quote_if_needed(target.role)
+        yield Finding(
+            side="target",
+            severity="error",
+            code="hidden_rows",
+            message=f"row security is forced for {_listed(forced)}: on the target it would hide rows from role {role}, or "
+            "refuse them",
+            fix=f"ALTER ROLE {role} BYPASSRLS;",
+            where="on the target, as a superuser",
+            otherwise="or leave the table out with `exclude`",
+        )
+
+
 def _ownership(table: Table, role: str) -> str:
     if table.owner_is_superuser:
         # membership in a superuser would make ours one too
