@@ -92,6 +92,8 @@ class Crew:
                     synchronous_commit="off",
                     default_tablespace="",
                     maintenance_work_mem=memory,
+                    # the workers are the parallelism: `jobs` is what a copy may take of the target's cores
+                    max_parallel_maintenance_workers="0",
                 )
                 stack.push_async_callback(target.close)
                 await mark(ends, record, source)

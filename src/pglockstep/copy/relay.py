@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.errors import TargetUnreachable
 from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.readable import Readable
 
 #: Rows are gathered up to so many bytes before they are handed on: one call a row would cost more than the row.
 _CHUNK = 1 << 18
@@ -40,6 +41,33 @@ async def relay(
     with translate(ends[0]):
         await _start(source, statements[0], pq.ExecStatus.COPY_OUT)
     objections = _Objections(target)
+    readable = Readable(source.pgconn.socket)
+    try:
+        await _hand_on(source, target, ends, moved, objections, readable)
+    finally:
+        readable.close()
+    with translate(ends[0]):
+        sent = await _finish(source)
+    with translate(ends[1]):
+        await _end(target)
+        taken = await _finish(target)
+    if sent != taken:
+        raise TargetUnreachable(
+            f"the source sent {sent} rows and the target took {taken}",
+            hint="the rows are rolled back; is something between us and it changing what is sent?",
+        )
+    return taken
+
+
+async def _hand_on(
+    source: AsyncConnection[TupleRow],
+    target: AsyncConnection[TupleRow],
+    ends: tuple[End, End],
+    moved: Callable[[int], None],
+    objections: _Objections,
+    readable: Readable,
+) -> None:
+    """Hand the source's rows on to the target until they end."""
     ended = False
     while not ended:
         with translate(ends[0]):
@@ -52,20 +80,9 @@ async def relay(
                     await _finish(target)
             moved(len(chunk))
         if not ended and len(chunk) < _CHUNK:
-            await _ready(source.pgconn.socket)
+            await readable.wait()
             with translate(ends[0]):
                 source.pgconn.consume_input()
-    with translate(ends[0]):
-        sent = await _finish(source)
-    with translate(ends[1]):
-        await _end(target)
-        taken = await _finish(target)
-    if sent != taken:
-        raise TargetUnreachable(
-            f"the source sent {sent} rows and the target took {taken}",
-            hint="the rows are rolled back; is something between us and it changing what is sent?",
-        )
-    return taken
 
 
 class _Objections:

@@ -7,15 +7,15 @@ It never decides what to confirm: it sends the status updates that it is given.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 import psycopg
 from psycopg import AsyncConnection, generators, pq, sql
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import SourceUnreachable
+from pglockstep.errors import SourceError, SourceUnreachable
 from pglockstep.postgres.connect import End, connect, describe, translate
+from pglockstep.postgres.readable import Readable
 from pglockstep.units import Lsn
 
 #: A frame's bytes handed out at once are bounded: what is not read yet stays in the socket, and the server waits.
@@ -39,6 +39,7 @@ class ReplicationConnection:
         self._end = end
         self._conn = conn
         self._pgconn = conn.pgconn
+        self._readable = Readable(conn.pgconn.socket)
 
     @classmethod
     async def open(cls, end: End) -> ReplicationConnection:
@@ -95,14 +96,19 @@ class ReplicationConnection:
         while not (frames := self._frames()):
             try:
                 async with asyncio.timeout(self._end.silence_timeout):
-                    await self._ready(reading=True)
+                    await self._readable.wait()
             except TimeoutError:
                 raise SourceUnreachable(
                     f"the source has been silent for {self._end.silence_timeout:.0f} s",
                     hint=f"is the network to {describe(self._end.conninfo)} up? the link reconnects by itself",
                 ) from None
-            with translate(self._end):
-                self._pgconn.consume_input()
+            try:
+                with translate(self._end):
+                    self._pgconn.consume_input()
+            except SourceError:
+                # libpq has closed the socket: its number may be another's in a moment
+                self._readable.close()
+                raise
         return frames
 
     def _frames(self) -> list[bytes]:
@@ -133,29 +139,25 @@ class ReplicationConnection:
         """Send one frame, such as a status update."""
         with translate(self._end):
             while self._pgconn.put_copy_data(frame) == 0:
-                await self._ready(reading=False)
+                await self._writable()
             while self._pgconn.flush() == 1:
-                await self._ready(reading=False)
+                await self._writable()
 
-    async def _ready(self, *, reading: bool) -> None:
+    async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
-        socket = self._pgconn.socket
         turn: asyncio.Future[None] = loop.create_future()
 
         def wake() -> None:
             if not turn.done():
                 turn.set_result(None)
 
-        add, remove = (
-            (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
-        )
-        watch: Callable[..., object] = add
-        watch(socket, wake)
+        loop.add_writer(self._pgconn.socket, wake)
         try:
             await turn
         finally:
-            remove(socket)
+            loop.remove_writer(self._pgconn.socket)
 
     async def close(self) -> None:
         """Close the connection; the slot stays."""
+        self._readable.close()
         await self._conn.close()
