@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -106,26 +107,29 @@ class Pipeline:
         """Gather what arrives into batches, beside the target's work on the batches before."""
         builder = self.applier.builder
         while True:
-            frames = await self._stream.read()
-            self.heard_at = time.monotonic()
-            if self._unapplied_since is None:
-                self._unapplied_since = self.heard_at
-            for frame in frames:
-                data = payload(frame)
-                if data is None:
-                    self._hear(parse(frame))
-                    continue
-                message = decode(data)
-                if isinstance(message, Relation):
-                    await self.applier.describe(message)
-                    continue
-                builder.take(message, len(data))
+            await self._take(await self._stream.read())
             self.received = max(self.received, builder.position)
             self._arrived.set()
             while builder.full > 1:
                 # one waits for the target's next turn; the rest stays with the source
                 self._taken.clear()
                 await self._taken.wait()
+
+    async def _take(self, frames: Sequence[bytes]) -> None:
+        """Give what has arrived to the builder. Large values stand in the frames once more: they go as this returns."""
+        self.heard_at = time.monotonic()
+        if self._unapplied_since is None:
+            self._unapplied_since = self.heard_at
+        for frame in frames:
+            data = payload(frame)
+            if data is None:
+                self._hear(parse(frame))
+                continue
+            message = decode(data)
+            if isinstance(message, Relation):
+                await self.applier.describe(message)
+                continue
+            self.applier.builder.take(message, len(data))
 
     def _hear(self, frame: WalData | Keepalive) -> None:
         """Take note of the source's own position."""
