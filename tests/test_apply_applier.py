@@ -350,6 +350,7 @@ def chunks(messages: Sequence[Message], sizes: Sequence[int]) -> Iterator[Sequen
         start, turn = start + size, turn + 1
 
 
+@pytest.mark.superusers
 @pytest.mark.parametrize("careful", [False, True], ids=["batches", "careful"])
 def test_a_crash_loses_nothing_and_repeats_nothing(pair: Pair, target: Target, careful: bool) -> None:
     """Cut off at any messages, any number of times, and started again with the whole stream: the target is the source.

@@ -259,6 +259,7 @@ def test_texts_are_hashed_as_bytes_whatever_their_collation(pair: Pair) -> None:
     assert found["one"] != found["other"]
 
 
+@pytest.mark.superusers
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "SQL_ASCII"])
 def test_the_encoding_of_a_database_makes_no_difference(pair: Pair, encoding: str) -> None:
     """The same characters stored in other bytes have the same fingerprint."""
@@ -276,6 +277,7 @@ def test_the_encoding_of_a_database_makes_no_difference(pair: Pair, encoding: st
         drop_database(pair.target_server, name)
 
 
+@pytest.mark.superusers
 def test_rows_hidden_by_a_policy_are_an_error_not_a_difference(pair: Pair) -> None:
     """A role that may not see every row gets an error from the server, never a fingerprint of some."""
     with pair.on_source() as conn:

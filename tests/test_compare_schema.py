@@ -144,6 +144,7 @@ def compared(pair: Pair, source: list[SchemaObject], *planted: str) -> dict[str,
     return {f"{each.kind} {each.schema}.{each.name}": each.difference for each in found}
 
 
+@pytest.mark.superusers
 @on_all_pairs
 def test_a_fresh_copy_shows_no_difference(pair: Pair) -> None:
     """A rich schema restored from a dump on the same, a newer or an older version is the same schema."""
@@ -303,12 +304,14 @@ def found_and_named(
     assert wrong == {}
 
 
+@pytest.mark.superusers
 @on_all_pairs
 def test_every_planted_difference_is_found_and_named(pair: Pair) -> None:
     """One change at a time on the target: exactly what it touches is named, with what differs."""
     found_and_named(pair, copied(pair), PLANTED)
 
 
+@pytest.mark.superusers
 @on_all_pairs
 def test_a_views_query_is_compared_where_it_reads_the_same(pair: Pair) -> None:
     """A view that shows something else is found, but not across the line where queries read otherwise."""
@@ -322,6 +325,7 @@ def test_a_views_query_is_compared_where_it_reads_the_same(pair: Pair) -> None:
     assert found.items() >= renamed.items()
 
 
+@pytest.mark.superusers
 def test_what_an_administrator_may_have_otherwise_is_no_difference(pair: Pair) -> None:
     """Replica identities, storage, positions of sequences, full materialised views, owners: all alike."""
     source = copied(pair)
@@ -352,6 +356,7 @@ def test_tables_left_out_are_left_out_with_all_that_is_theirs(pair: Pair) -> Non
     assert {each.name for each in found if each.kind == "table"} >= {"orders", "cache", "T a b"}
 
 
+@pytest.mark.superusers
 def test_members_of_extensions_are_left_out(pair: Pair) -> None:
     """Only the name of an extension is compared, neither its version nor what it brings."""
     with pair.on_source() as conn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,6 +122,7 @@ def test_a_refused_row_is_told_at_once(pair: Pair, cli: Cli) -> None:
     nothing_left(pair, {"b": "d", "other": "d"})
 
 
+@pytest.mark.superusers
 def test_an_extension_that_was_there_stays(pair: Pair, cli: Cli) -> None:
     """Taking back drops what the copy made: an extension that the target had before is not of it."""
     name = "vector" if pair.source_server.major >= 16 else "citext"

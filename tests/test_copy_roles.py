@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -37,6 +38,7 @@ def as_roles(pair: Pair) -> Pair:
     return Pair(user(pair.source, OWNER), user(pair.target, COPIER), pair.source_server, pair.target_server)
 
 
+@pytest.mark.superusers
 def test_no_superuser_is_needed(make_role: MakeRole, pair: Pair, cli: Cli) -> None:
     """REPLICATION and ownership are enough on the source, an own database on the target; foreign keys need one GRANT."""
     make_role(pair.source_server, OWNER, "LOGIN REPLICATION PASSWORD 's3cr3t'")
@@ -76,6 +78,7 @@ def test_no_superuser_is_needed(make_role: MakeRole, pair: Pair, cli: Cli) -> No
     assert (link["verdict"], link["copied_rows"]) == ("identical", 5)
 
 
+@pytest.mark.superusers
 def test_tables_of_others_are_named(make_role: MakeRole, pair: Pair, cli: Cli) -> None:
     """Only an owner can publish a table, and forced row security would hide rows: both are told beforehand."""
     make_role(pair.source_server, OWNER, "LOGIN REPLICATION PASSWORD 's3cr3t'")

@@ -263,6 +263,7 @@ def known(fault: Fault) -> object:
     )
 
 
+@pytest.mark.superusers
 @pytest.mark.parametrize(("fault", "pair"), [known(fault) for fault in FAULTS], indirect=["pair"])
 def test_each_fault_is_found_and_its_own_fix_mends_it(fault: Fault, patient: Patient) -> None:
     """Found under its code, on its side, with its severity; gone once the fix is pasted as it stands."""

@@ -74,6 +74,7 @@ def test_a_wrong_password(patient: Patient) -> None:
     assert "wrong_password" not in codes(patient)
 
 
+@pytest.mark.superusers
 def test_a_role_and_a_database_that_are_not_there(patient: Patient, request: pytest.FixtureRequest) -> None:
     """Each is made by the fix."""
     server = patient.pair.target_server
@@ -212,6 +213,7 @@ def test_bytes_of_no_encoding(patient: Patient, make_database: MakeDatabase) -> 
     assert codes(patient) == set()
 
 
+@pytest.mark.superusers
 def test_transactions_that_a_copy_would_wait_for(patient: Patient, make_database: MakeDatabase) -> None:
     """A prepared one, here or in another database, and one that stays open: each is ended by its fix."""
     other = make_database(patient.pair.source_server, "other \"Odd' one")
@@ -234,6 +236,7 @@ def test_transactions_that_a_copy_would_wait_for(patient: Patient, make_database
     assert codes(patient, "error", "warning") == set()
 
 
+@pytest.mark.superusers
 def test_what_does_not_follow_is_told(patient: Patient) -> None:
     """Notes name their things and are no errors; the text begins with the conclusion."""
     run(

@@ -83,6 +83,7 @@ def ends(pair: Pair) -> list[str]:
     return ["--source", pair.source, "--target", pair.target]
 
 
+@pytest.mark.superusers
 @on_all_pairs
 def test_what_it_prints_is_enough(application: Pair, cli: Cli) -> None:
     """Fresh ordinary roles copy, follow live writes, compare and leave no trace, with these grants and no others."""
@@ -132,6 +133,7 @@ def test_what_it_prints_is_enough(application: Pair, cli: Cli) -> None:
         assert conn.execute("SELECT count(*) FROM pg_publication").fetchone() == (0,)
 
 
+@pytest.mark.superusers
 def test_an_end_that_cannot_be_read(pair: Pair, cli: Cli) -> None:
     """The other end's part is printed all the same, what is missing is said, and the exit code tells."""
     nowhere = make_conninfo(pair.target, dbname="nowhere", user="sync")

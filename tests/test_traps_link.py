@@ -368,13 +368,14 @@ def test_a_difference_met_while_the_target_works(pair: Pair, cli: Cli) -> None:
     source.execute("CREATE TABLE crowd (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY)")
     demand_identical(cli, pair, "once")
     source.execute("INSERT INTO crowd VALUES (1)")
+    overseer = pair.superuser_on_source()
     with connect(pair.target) as blocker, connect(pair.target) as looker:
         blocker.execute("BEGIN; LOCK TABLE crowd IN SHARE MODE")
         process = cli.start("once", *ends_of(pair))
         waiting = b"SELECT FROM pg_locks WHERE NOT granted AND relation = 'crowd'::regclass"
         wait_until(lambda: looker.execute(waiting).rowcount, 20, "the apply to wait")
         source.execute("ALTER TABLE t ADD new int; INSERT INTO t VALUES (1, 1)")
-        wait_until(lambda: _sent_all(source), 20, "the source to have sent it")
+        wait_until(lambda: _sent_all(overseer), 20, "the source to have sent it")
         # nobody tells when it has been read
         time.sleep(0.5)
         blocker.execute("COMMIT")
