@@ -14,6 +14,7 @@ DOCS = SOURCE.parent.parent / "docs"
 #: Each room and its floor; a room imports from floors below its own, and from itself.
 FLOORS = {
     "errors": 0,
+    "failpoints": 0,
     "findings": 0,
     "units": 0,
     "config": 0,
@@ -22,6 +23,7 @@ FLOORS = {
     "config_values": 0,
     "postgres": 1,
     "wal": 2,
+    "journal": 2,
     "progress": 2,
     "observe": 2,
     "copy": 3,

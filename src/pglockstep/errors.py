@@ -8,7 +8,9 @@ with the exact next step, the exit code promised to scripts, and whether trying 
     LockstepError                       exit  retry
     ├── UsageProblem                       2  no
     ├── ConfigError                        3  no     what the user wrote, or what this machine lacks
-    │   └── NotBuiltYet                    3  no     a promised mode that this version does not have
+    │   ├── NotBuiltYet                    3  no     a promised mode that this version does not have
+    │   ├── JournalUnusable                3  no     the journal cannot be read or written
+    │   └── JournalDamaged                 3  no     the journal is not as it was written
     ├── EndError                                     one of the two ends
     │   ├── SourceError                    4
     │   │   ├── SourceUnreachable          4  yes
@@ -114,6 +116,14 @@ class ConfigError(LockstepError):
 
 class NotBuiltYet(ConfigError):
     """This version does not have that mode yet."""
+
+
+class JournalUnusable(ConfigError):
+    """The journal cannot be read or written."""
+
+
+class JournalDamaged(ConfigError):
+    """The journal is not as it was written."""
 
 
 class EndError(LockstepError):

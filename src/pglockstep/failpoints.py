@@ -1,0 +1,43 @@
+"""Named places at which a process can be made to die, for those who prove that nothing is lost when it does.
+
+``PGLOCKSTEP_FAILPOINT=name`` or ``name:count`` ends the process with SIGKILL the first, or the count-th, time it
+comes by. Without that variable a failpoint costs a comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+#: Every failpoint, and what has just happened, or is about to.
+NAMES = {
+    "journal.write": "a block is about to be written to the journal",
+    "journal.written": "a block was written, and is not on the disk yet",
+    "journal.sync": "the journal is about to be flushed",
+    "journal.synced": "the journal was flushed, and the source does not know yet",
+    "journal.segment": "a new segment was begun",
+    "journal.drop": "a segment is about to be removed",
+    "confirm.send": "the source is about to be told what is durable",
+    "confirm.sent": "the source was told what is durable",
+    "apply.begin": "a batch is about to be applied",
+    "apply.part": "a part of a large transaction was applied",
+    "apply.commit": "a batch is about to be committed on the target",
+    "apply.committed": "a batch was committed on the target",
+    "progress.move": "progress is about to follow an idle source",
+}
+
+_name, _, _count = os.environ.get("PGLOCKSTEP_FAILPOINT", "").partition(":")
+_left = int(_count or 1)
+
+
+def reach(name: str) -> None:
+    """The process has come to the failpoint `name`."""
+    if name == _name:
+        _reached()
+
+
+def _reached() -> None:
+    global _left  # noqa: PLW0603
+    _left -= 1
+    if _left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,75 @@
+"""From what arrives to chunks: complete transactions together, a large one in pieces, an unfinished one held back. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pglockstep.journal.blocks import Chunk, kinds_of, piece, whole
+
+#: From how many bytes on an unfinished transaction is handed out in pieces.
+PIECE = 256 << 10
+
+_BEGIN, _COMMIT = b"B", b"C"
+
+
+class Assembly:
+    """What has arrived of a transaction that is not complete yet."""
+
+    def __init__(self) -> None:
+        self._held: list[bytes] = []
+        self._size = 0
+        #: the Begin of the transaction that is being handed out in pieces
+        self._begin: bytes | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything that arrived was handed out, and belongs to complete transactions."""
+        return not self._held and self._begin is None
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the open transaction was handed out in part."""
+        return self._begin is not None
+
+    def take(self, messages: Sequence[bytes]) -> list[Chunk]:
+        """Take messages as they arrived; returns the chunks that can be handed out now."""
+        kinds = kinds_of(messages)
+        chunks = []
+        at = 0
+        if self._begin is not None:
+            end = kinds.find(_COMMIT)
+            self._hold(messages if end < 0 else messages[: end + 1])
+            if end < 0:
+                if self._size >= PIECE:
+                    chunks.append(self._piece(self._begin, starts=False, ends_here=False))
+                return chunks
+            chunks.append(self._piece(self._begin, starts=False, ends_here=True))
+            self._begin = None
+            at = end + 1
+        end = kinds.rfind(_COMMIT, at)
+        if end >= 0:
+            self._hold(messages[at : end + 1])
+            chunks.append(whole(self._held, self._size))
+            self._held, self._size = [], 0
+            at = end + 1
+        self._hold(messages[at:])
+        if self._size >= PIECE:
+            # messages that belong to no transaction may stand before it
+            begin = next((each for each in self._held if each[:1] == _BEGIN), None)
+            if begin is not None:
+                chunks.append(self._piece(begin, starts=True, ends_here=False))
+                self._begin = begin
+        return chunks
+
+    def abandon(self) -> None:
+        """Forget the transaction that did not end: the source will send it again, from its beginning."""
+        self._held, self._size, self._begin = [], 0, None
+
+    def _hold(self, messages: Sequence[bytes]) -> None:
+        self._held += messages
+        self._size += sum(map(len, messages))
+
+    def _piece(self, begin: bytes, *, starts: bool, ends_here: bool) -> Chunk:
+        made = piece(self._held, self._size, begin, starts=starts, ends_here=ends_here)
+        self._held, self._size = [], 0
+        return made

@@ -1,0 +1,118 @@
+"""A reader of a journal's files: block after block from any LSN, up to what has been written. Blocks; changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from pglockstep.errors import JournalDamaged
+from pglockstep.journal import blocks, segments
+from pglockstep.journal.blocks import CATALOG, CONTINUES, DESCRIBES, Damaged, Header
+from pglockstep.journal.segments import Segment
+from pglockstep.journal.writer import Place
+from pglockstep.units import Lsn
+
+
+class Start(NamedTuple):
+    """Where to read from, and the descriptions of tables that are in force there."""
+
+    place: Place
+    descriptions: list[bytes]
+
+
+def find(folder: Path, lsn: Lsn) -> Start | None:
+    """Where the first block stands that may hold a transaction whose commit starts at `lsn` or later.
+
+    None if the journal begins later than that, or holds nothing.
+    """
+    reached = [file for file in segments.listed(folder) if file.start <= lsn]
+    while reached:
+        with Segment.open(reached.pop()) as segment:
+            if not segment.head.continues:
+                return _find_in(segment, lsn)
+    return None
+
+
+def _find_in(segment: Segment, lsn: Lsn) -> Start:
+    descriptions: dict[bytes, bytes] = {}
+    at = segment.blocks_at
+    try:
+        for offset, header in segment.headers(at):
+            at = offset
+            if not header.flags & CATALOG and not _is_before(header, lsn):
+                break
+            if header.flags & DESCRIBES:
+                descriptions |= blocks.described(segment.messages(offset, header))
+            at = offset + header.size
+    except Damaged as error:
+        raise segments.damaged(segment.file, at, str(error)) from error
+    return Start(Place(segment.file.number, at), list(descriptions.values()))
+
+
+def _is_before(header: Header, lsn: Lsn) -> bool:
+    """Whether everything in a block was complete at `lsn`: its last commit ends no later, or its one commit starts earlier."""
+    if header.flags & CONTINUES or not header.end:
+        return header.first < lsn
+    return header.end <= lsn
+
+
+class FileReader:
+    """Reads block after block from a place on. Close it."""
+
+    def __init__(self, folder: Path, place: Place) -> None:
+        self._folder = folder
+        self._segment: Segment | None = None
+        self.place = place
+
+    def read(self) -> list[bytes] | None:
+        """The next messages; None if nothing more has been written. Raises `JournalDamaged` where they cannot be read."""
+        while True:
+            segment = self._opened()
+            if segment is None:
+                return None
+            try:
+                following = next(segment.headers(self.place.offset), None)
+            except Damaged as error:
+                raise segments.damaged(segment.file, self.place.offset, str(error)) from error
+            if following is None:
+                if not self._move_on(segment):
+                    return None
+                continue
+            offset, header = following
+            skip = self.place.skip
+            messages = segment.messages(offset, header)
+            self.place = Place(self.place.segment, offset + header.size)
+            if header.flags & CATALOG:
+                continue
+            return messages[skip:] if skip else messages
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+    def _opened(self) -> Segment | None:
+        if self._segment is None or self._segment.file.number != self.place.segment:
+            self.close()
+            for file in segments.listed(self._folder):
+                if file.number == self.place.segment:
+                    self._segment = Segment.open(file)
+                    break
+            else:
+                return None
+        if not self.place.offset:
+            self.place = Place(self.place.segment, self._segment.blocks_at)
+        return self._segment
+
+    def _move_on(self, segment: Segment) -> bool:
+        later = [file for file in segments.listed(self._folder) if file.number > segment.file.number]
+        if not later:
+            return False
+        if later[0].number != segment.file.number + 1:
+            raise JournalDamaged(
+                f"journal segment {segment.file.number + 1} is missing from {self._folder}",
+                hint="put it back if it was moved; else: pglockstep teardown, empty the target, pglockstep once",
+            )
+        self.place = Place(later[0].number, 0)
+        return True

@@ -1,0 +1,264 @@
+"""Segments: the files of a journal, each with a head and blocks behind it. Files are only ever appended to and cut.
+
+A segment is called after its number and the LSN that the journal was complete up to when it was begun. Everything
+here blocks; nothing here decides what is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from struct import Struct
+from typing import Self
+
+import msgspec
+
+from pglockstep.errors import JournalDamaged
+from pglockstep.journal import blocks
+from pglockstep.journal.blocks import CATALOG, CONTINUES, HEADER_SIZE, OPEN, Damaged, Header
+from pglockstep.units import Lsn
+
+FORMAT = 1
+
+_MAGIC = b"PGLSJRNL"
+_front = Struct("<8sII")
+_NAME = re.compile(r"([0-9]{8})-([0-9A-F]{16})\.journal")
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What a segment says of itself: whose journal it belongs to, and where in it it stands.
+
+    `start` is where the journal was complete when the segment was begun, as an integer; `continues`: that was in the
+    middle of a transaction.
+    """
+
+    format: int
+    number: int
+    start: int
+    continues: bool
+    link: str
+    source: str
+    created_at: datetime
+
+
+class SegmentFile(msgspec.Struct, frozen=True, order=True):
+    """A segment by its name."""
+
+    number: int
+    start: Lsn
+    path: Path
+
+    @classmethod
+    def named(cls, folder: Path, number: int, start: Lsn) -> Self:
+        """The segment of that number and start."""
+        return cls(number, start, folder / f"{number:08d}-{start:016X}.journal")
+
+
+def listed(folder: Path) -> list[SegmentFile]:
+    """The segments in a folder, oldest first."""
+    found = []
+    for path in folder.iterdir():
+        if name := _NAME.fullmatch(path.name):
+            found.append(SegmentFile(int(name[1]), Lsn(int(name[2], 16)), path))
+    return sorted(found)
+
+
+class Segment:
+    """One open segment. Offsets are bytes from the start of the file."""
+
+    def __init__(self, file: SegmentFile, descriptor: int, head: Head, blocks_at: int) -> None:
+        self.file = file
+        self.head = head
+        self.blocks_at = blocks_at
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls, file: SegmentFile, link: str, source: str, *, continues: bool) -> Self:
+        """Begin a new one; it is on the disk when this returns."""
+        head = Head(FORMAT, file.number, int(file.start), continues, link, source, datetime.now(UTC))
+        text = msgspec.json.encode(head)
+        front = _front.pack(_MAGIC, len(text), zlib.crc32(text)) + text
+        descriptor = os.open(file.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(descriptor, [front], 0)
+            os.fsync(descriptor)
+            sync_folder(file.path.parent)
+        except BaseException:
+            os.close(descriptor)
+            file.path.unlink(missing_ok=True)
+            raise
+        return cls(file, descriptor, head, len(front))
+
+    @classmethod
+    def open(cls, file: SegmentFile, *, writable: bool = False) -> Self:
+        """Open a segment that is there. Raises `JournalDamaged` if its head is not what was written."""
+        mode = os.O_RDWR if writable else os.O_RDONLY
+        descriptor = os.open(file.path, mode | os.O_CLOEXEC)
+        try:
+            front = os.pread(descriptor, _front.size, 0)
+            if len(front) < _front.size:
+                raise damaged(file, 0, "the segment's head is cut short")
+            magic, length, checksum = _front.unpack(front)
+            text = os.pread(descriptor, length, _front.size)
+            if magic != _MAGIC or zlib.crc32(text) != checksum:
+                raise damaged(file, 0, "the segment's head is not one")
+            head = msgspec.json.decode(text, type=Head)
+            if head.format > FORMAT:
+                raise JournalDamaged(
+                    f"journal segment {file.path} was written by a newer pglockstep",
+                    hint="use the newer version on this link; this one changes nothing there",
+                )
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(file, descriptor, head, _front.size + length)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return os.fstat(self._descriptor).st_size
+
+    def headers(self, offset: int) -> Iterator[tuple[int, Header]]:
+        """The blocks from `offset` on, by their headers alone. Raises `Damaged` where there is none."""
+        size = self.size
+        while offset < size:
+            found = blocks.header(os.pread(self._descriptor, HEADER_SIZE, offset))
+            yield offset, found
+            offset += found.size
+
+    def stored(self, offset: int, found: Header) -> bytes:
+        """The content of the block at `offset`, as it stands there."""
+        return os.pread(self._descriptor, found.stored, offset + HEADER_SIZE)
+
+    def messages(self, offset: int, found: Header) -> list[bytes]:
+        """The messages of the block at `offset`; raises `JournalDamaged` if they are not what was written."""
+        try:
+            return blocks.content(found, self.stored(offset, found))
+        except Damaged as error:
+            raise damaged(self.file, offset, str(error)) from error
+
+    def write(self, parts: list[bytes], offset: int) -> int:
+        """Write a block at `offset`, which is the end; returns the offset behind it. On failure nothing of it stays."""
+        try:
+            return _write_all(self._descriptor, parts, offset)
+        except BaseException:
+            os.ftruncate(self._descriptor, offset)
+            raise
+
+    def sync(self) -> None:
+        """Have everything that was written on the disk."""
+        os.fdatasync(self._descriptor)
+
+    def cut(self, offset: int) -> None:
+        """Take away everything from `offset` on."""
+        os.ftruncate(self._descriptor, offset)
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Extent(msgspec.Struct):
+    """What a segment was found to hold. `sound_at` and `complete_at` are offsets.
+
+    `sound_at`: behind the last block that is whole; `complete_at`: behind the last block at which no transaction is
+    open, None if there is no such place in this segment; `end`: where the last complete transaction ends.
+    """
+
+    sound_at: int
+    complete_at: int | None
+    end: Lsn
+    last_commit_time: int = 0
+    transactions: int = 0
+    messages: int = 0
+    raw: int = 0
+    torn: str = ""
+
+
+def examine(segment: Segment, *, thoroughly: bool, last: bool) -> Extent:
+    """Walk through a segment; `thoroughly`: with every checksum.
+
+    Only of the `last` segment may the end be torn: a block that the disk never got whole, with nothing behind it.
+    Raises `JournalDamaged`, with the place, for anything else.
+    """
+    open_before = segment.head.continues
+    start = segment.blocks_at
+    found = Extent(start, None if open_before else start, segment.file.start)
+    size = segment.size
+    try:
+        for offset, header in segment.headers(start):
+            if offset + header.size > size:
+                raise Damaged("a block is cut short")
+            if thoroughly:
+                blocks.verify(header, segment.stored(offset, header))
+            if not header.flags & CATALOG and bool(header.flags & CONTINUES) != open_before:
+                raise damaged(segment.file, offset, "a piece of a transaction is missing")
+            if not header.flags & CATALOG:
+                open_before = bool(header.flags & OPEN)
+            found.sound_at = offset + header.size
+            found.transactions += header.transactions
+            found.messages += header.messages
+            found.raw += header.raw
+            if header.end:
+                found.end = Lsn(header.end)
+                found.last_commit_time = header.commit_time
+            if not open_before:
+                found.complete_at = found.sound_at
+    except Damaged as error:
+        if not last or _more_behind(segment, found.sound_at):
+            raise damaged(segment.file, found.sound_at, str(error)) from error
+        found.torn = str(error)
+    return found
+
+
+def _more_behind(segment: Segment, offset: int) -> bool:
+    """Whether a whole block stands somewhere behind the bad one at `offset`: then it is not the torn end."""
+    behind = os.pread(segment._descriptor, segment.size - offset, offset)
+    at = behind.find(b"PGLb", 1)
+    while at >= 0:
+        try:
+            header = blocks.header(behind[at : at + HEADER_SIZE])
+            blocks.verify(header, behind[at + HEADER_SIZE : at + header.size])
+            return True
+        except Damaged:
+            at = behind.find(b"PGLb", at + 1)
+    return False
+
+
+def damaged(file: SegmentFile, offset: int, why: str) -> JournalDamaged:
+    """What to raise for a place in a journal that is not as it was written."""
+    return JournalDamaged(
+        f"journal segment {file.path} is damaged at byte {offset}: {why}; nothing was applied from there",
+        hint="look at that disk; pglockstep journal verify lists all damage; if the file is lost: pglockstep teardown, "
+        "empty the target, pglockstep once",
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of the files in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, parts: list[bytes], offset: int) -> int:
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            count = os.pwrite(descriptor, view, offset)
+            view = view[count:]
+            offset += count
+    return offset

@@ -1,0 +1,165 @@
+"""The end of a journal, where it is written: blocks appended, segments begun, what did not end cut off. Everything blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from pglockstep import failpoints
+from pglockstep.journal import blocks, segments
+from pglockstep.journal.blocks import CONTINUES, DESCRIBES, OPEN, Chunk
+from pglockstep.journal.segments import Segment, SegmentFile
+from pglockstep.units import Lsn
+
+
+class Place(msgspec.Struct, frozen=True, order=True):
+    """Where messages stand: the segment's number, the block's offset, and how many messages of it come before."""
+
+    segment: int
+    offset: int
+    skip: int = 0
+
+
+class Writer:
+    """Appends to the last segment of a journal. `open` cuts off what a crash left unfinished."""
+
+    def __init__(self, folder: Path, link: str, source: str, segment_size: int) -> None:
+        self._folder = folder
+        self._link = link
+        self._source = source
+        self._segment_size = segment_size
+        self._segment: Segment | None = None
+        self._offset = 0
+        #: where the transaction that is open at the end begins: the segment's number, the offset, the descriptions then
+        self._open_at: tuple[int, int] | None = None
+        self._descriptions: dict[bytes, bytes] = {}
+        self._unsynced = 0
+        #: everything that was appended is complete up to here
+        self.end = Lsn(0)
+        #: what was cut off when the journal was opened, for a person to read
+        self.cut = ""
+
+    @classmethod
+    def open(cls, folder: Path, link: str, source: str, *, segment_size: int) -> Self:
+        """Open a journal, or begin an empty one. Raises `JournalDamaged` for anything but an end that is torn."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writer = cls(folder, link, source, segment_size)
+        files = segments.listed(folder)
+        while files and writer._segment is None:
+            file = files.pop()
+            segment = Segment.open(file, writable=True)
+            extent = segments.examine(segment, thoroughly=True, last=True)
+            writer.cut = writer.cut or extent.torn
+            if extent.complete_at is None:
+                writer.cut = writer.cut or "a transaction that did not end"
+                segment.close()
+                file.path.unlink()
+                continue
+            if extent.complete_at < segment.size:
+                writer.cut = writer.cut or "a transaction that did not end"
+                segment.cut(extent.complete_at)
+            writer._segment, writer._offset = segment, extent.complete_at
+            writer.end = extent.end
+            writer._descriptions = _descriptions(segment)
+        segments.sync_folder(folder)
+        return writer
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no segment yet."""
+        return self._segment is None
+
+    @property
+    def place(self) -> Place:
+        """Where the next block goes, as far as is known yet: it may have to begin a segment."""
+        return Place(self._segment.file.number, self._offset) if self._segment else Place(0, 0)
+
+    def begin_at(self, lsn: Lsn) -> None:
+        """Begin the journal, or a new run of it behind a gap, with what follows `lsn`. It must not be inside a transaction."""
+        self.sync()
+        self.end = lsn
+        self._next_segment(continues=False)
+
+    def append(self, chunk: Chunk) -> Place:
+        """Write a block; returns where its messages stand. On an `OSError` it is as if it had not been tried."""
+        if self._segment is None or self._offset >= self._segment_size:
+            self._next_segment(continues=bool(chunk.flags & CONTINUES))
+        assert self._segment is not None
+        place = Place(self._segment.file.number, self._offset)
+        parts = blocks.encode(chunk)
+        failpoints.reach("journal.write")
+        self._offset = self._segment.write(parts, self._offset)
+        self._unsynced += sum(map(len, parts))
+        failpoints.reach("journal.written")
+        if chunk.flags & DESCRIBES:
+            self._descriptions |= blocks.described(chunk.messages)
+        if not chunk.flags & OPEN:
+            self._open_at = None
+        elif not chunk.flags & CONTINUES:
+            self._open_at = (place.segment, place.offset)
+        self.end = blocks.position(chunk, self.end)
+        return place
+
+    def sync(self) -> None:
+        """Have everything that was appended on the disk."""
+        if self._segment is not None and self._unsynced:
+            failpoints.reach("journal.sync")
+            self._segment.sync()
+            self._unsynced = 0
+            failpoints.reach("journal.synced")
+
+    def abandon(self) -> None:
+        """Cut the transaction that is open at the end off: the source will send it again."""
+        if self._open_at is None:
+            return
+        number, offset = self._open_at
+        assert self._segment is not None
+        while self._segment.file.number > number:
+            path = self._segment.file.path
+            self._segment.close()
+            path.unlink()
+            before = segments.listed(self._folder)[-1]
+            self._segment = Segment.open(before, writable=True)
+        self._segment.cut(offset)
+        segments.sync_folder(self._folder)
+        self._offset, self._open_at, self._unsynced = offset, None, 0
+        self._descriptions = _descriptions(self._segment)
+
+    def close(self) -> None:
+        """Sync and close."""
+        if self._segment is not None:
+            try:
+                self.sync()
+            finally:
+                self._segment.close()
+                self._segment = None
+
+    def _next_segment(self, *, continues: bool) -> None:
+        files = segments.listed(self._folder)
+        number = files[-1].number + 1 if files else 1
+        file = SegmentFile.named(self._folder, number, self.end)
+        if self._segment is not None:
+            self.sync()
+        fresh = Segment.create(file, self._link, self._source, continues=continues)
+        try:
+            head = blocks.encode(blocks.catalog(list(self._descriptions.values())))
+            offset = fresh.write(head, fresh.blocks_at)
+        except BaseException:
+            fresh.close()
+            file.path.unlink(missing_ok=True)
+            raise
+        if self._segment is not None:
+            self._segment.close()
+        self._segment, self._offset, self._unsynced = fresh, offset, offset
+        failpoints.reach("journal.segment")
+
+
+def _descriptions(segment: Segment) -> dict[bytes, bytes]:
+    """The descriptions of tables that are in force at the end of a segment."""
+    found: dict[bytes, bytes] = {}
+    for offset, header in segment.headers(segment.blocks_at):
+        if header.flags & DESCRIBES:
+            found |= blocks.described(segment.messages(offset, header))
+    return found
