@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import Applier
 from pglockstep.apply.batch import Batch
-from pglockstep.errors import LockstepError, TargetUnreachable
+from pglockstep.errors import LockstepError, TargetUnreachable, leaves
 from pglockstep.postgres.connect import End, describe, translate
 from pglockstep.postgres.replication import ReplicationConnection
 from pglockstep.units import Lsn
@@ -236,15 +236,6 @@ class Pipeline:
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that a group of tasks failed with: an expected one before a bug's."""
-    leaves: list[BaseException] = []
-
-    def gather(each: BaseException) -> None:
-        if isinstance(each, BaseExceptionGroup):
-            for inner in each.exceptions:
-                gather(inner)
-        else:
-            leaves.append(each)
-
-    gather(group)
-    expected = [each for each in leaves if isinstance(each, LockstepError)]
-    return (expected or leaves)[0]
+    found = leaves(group)
+    expected = [each for each in found if isinstance(each, LockstepError)]
+    return (expected or found)[0]
