@@ -200,7 +200,8 @@ class Shift:
         rows = await relay(source, target, self._ends.both, copies, moved)
         done = Part(unit.table.name, unit.part, unit.parts, self._moment.lsn, rows, sent)
         with translate(self._ends.target):
-            await target.execute(copying.note_part(self._record.id, done) + b"; COMMIT", prepare=False)
+            note = copying.note_part(target, self._record.id, done)
+            await target.execute(note + b"; COMMIT", prepare=False)
         self._tally.landed(sent, unit.bytes, rows)
         self._landed(unit)
 

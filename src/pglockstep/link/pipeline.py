@@ -201,7 +201,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(self._target.silence_timeout):
                 with translate(self._target):
-                    cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()::text")
+                    cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()")
                     row = await cursor.fetchone()
         except TimeoutError:
             raise TargetUnreachable(
@@ -209,7 +209,7 @@ class Pipeline:
                 hint=f"is {describe(self._target.conninfo)} alive? the link reconnects by itself",
             ) from None
         assert row is not None
-        flushed = Lsn.parse(row[0])
+        flushed: Lsn = row[0]
         while unflushed and unflushed[0].target <= flushed:
             self._confirmed = unflushed.popleft().source
 
