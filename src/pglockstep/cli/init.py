@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from pglockstep import config as configuration
 from pglockstep.cli import options
 from pglockstep.cli.options import Settings
-from pglockstep.config_docs import first_file
+from pglockstep.config import places
+from pglockstep.config.docs import first_file
 from pglockstep.errors import EXIT_OK, ConfigError, UsageProblem
 
 _DEFAULT = Path("pglockstep.toml")
@@ -42,7 +42,7 @@ def command(yes: bool, **common: Any) -> int:
     source = _end("source", "Where is the source, the database to copy from?", settings.source)
     target = _end("target", "Where is the target, an empty database?", settings.target)
     # a string that libpq cannot read stops here, and not at the next command
-    configuration.from_ends(source, target, os.environ, settings.state_dir)
+    places.from_ends(source, target, os.environ, settings.state_dir)
     state_dir = settings.state_dir and settings.state_dir.absolute()
     _write(path, first_file(_LINK, source, target, state_dir))
     named = "" if path == _DEFAULT else f" -c {shlex.quote(str(path))}"

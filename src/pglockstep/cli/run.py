@@ -12,7 +12,7 @@ from pglockstep.cli import options
 from pglockstep.cli.copying import watcher
 from pglockstep.cli.main import run_async, say
 from pglockstep.cli.options import Settings
-from pglockstep.config import not_built_yet
+from pglockstep.config.unbuilt import not_built_yet
 from pglockstep.errors import LockstepError
 from pglockstep.link.link import Link
 from pglockstep.observe import logs

@@ -9,7 +9,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import EndError, LockstepError
 from pglockstep.link.session import source_position
 from pglockstep.link.states import UNHEALTHY, State

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from psycopg import AsyncConnection
 
 from pglockstep.apply.batch import BARRIER_PREFIX
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
