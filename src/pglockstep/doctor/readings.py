@@ -35,7 +35,6 @@ class Place(msgspec.Struct, frozen=True):
     gss_encrypted: bool
     size: int
     collate: str
-    ctype: str
     provider: str
     locale: str
     slot_limit: int | None
