@@ -65,20 +65,17 @@ def _end(side: str, question: str, given: str | None) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write the file whole or not at all, for its owner's eyes only."""
+    name = ""
     try:
         # mkstemp gives mode 0600
         descriptor, name = tempfile.mkstemp(prefix=".pglockstep-", dir=path.parent)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}", hint="name a file in a directory of yours with -c"
-        ) from None
-    try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(name, path)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(name)
+        if name:
+            with suppress(OSError):
+                os.unlink(name)
         raise ConfigError(
             f"cannot write {path}: {error.strerror}", hint="name a file in a directory of yours with -c"
         ) from None

@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def common(command: F) -> F:
-    """Add the common options to a command; it gets them as `settings`."""
+    """Add the common options to a command; it gets them as keywords, to make `Settings` of."""
     for option in reversed(
         (
             click.option(
