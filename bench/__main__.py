@@ -97,4 +97,4 @@ if __name__ == "__main__":
     try:
         main()
     except LockstepError as error:
-        sys.exit(f"{error.message}\nHINT: {error.hint}")
+        sys.exit(error.message + (f"\nHINT: {error.hint}" if error.hint else ""))

@@ -30,7 +30,7 @@ def hold(entrants: Sequence[Entrant], rounds: int, absent: dict[str, str]) -> Co
     samples: list[Sample] = []
     for number in range(rounds):
         # who follows whom changes, so that nobody always profits from the same forerunner
-        turn = number % len(entrants)
+        turn = number % max(1, len(entrants))
         for entrant in (*entrants[turn:], *entrants[:turn]):
             try:
                 sample = entrant.play()

@@ -162,7 +162,9 @@ class Floor:
 
     def missing(self, installation: Installation) -> str:
         """Comes with every server."""
-        return "" if installation.has("pg_recvlogical") else "pg_recvlogical"
+        if installation.has("pg_recvlogical"):
+            return ""
+        return f"this machine has no pg_recvlogical of PostgreSQL {installation.major}"
 
     def prepare(self, stage: Stage) -> None:
         """The stage's own starting point serves."""

@@ -32,8 +32,6 @@ _WARM_UP = 20
 _PATIENCE = 120.0
 _TABLE = b"CREATE TABLE tick (id bigint PRIMARY KEY, note text, at timestamptz DEFAULT now())"
 
-Follower = Callable[[str, str], Iterator[None]]
-
 
 def measure(servers: Servers, names: set[str], inserts: int, rounds: int, conditions: Conditions) -> Latency:
     """`inserts` rows a block, each contender `rounds` blocks at each rate, in turns."""

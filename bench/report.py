@@ -208,16 +208,13 @@ _USAGE = ["CPU own", "CPU source", "CPU target", "CPU in all", "peak memory"]
 
 
 def _usage(samples: Sequence[Sample]) -> list[str]:
-    def median(figures: Iterable[float | None]) -> Spread | None:
-        return Spread.of(figures)
-
     cpus = [
-        median(sample.usage.own_cpu for sample in samples),
-        median(sample.usage.source_cpu for sample in samples),
-        median(sample.usage.target_cpu for sample in samples),
-        median(sample.usage.total_cpu for sample in samples),
+        Spread.of(sample.usage.own_cpu for sample in samples),
+        Spread.of(sample.usage.source_cpu for sample in samples),
+        Spread.of(sample.usage.target_cpu for sample in samples),
+        Spread.of(sample.usage.total_cpu for sample in samples),
     ]
-    memory = median(sample.usage.peak_memory for sample in samples)
+    memory = Spread.of(sample.usage.peak_memory for sample in samples)
     return [
         *(f"{cpu.median:.1f} s" if cpu else "–" for cpu in cpus),
         f"{memory.median / 2**20:.0f} MiB" if memory else "–",

@@ -67,12 +67,6 @@ class Servers:
             raise ConfigError(f"no {name} of version {self.installation.major} or newer was found")
         return (own or able)[0].program(name)
 
-    def has_extension(self, name: str) -> bool:
-        """Whether the servers could `CREATE EXTENSION name`."""
-        with connect(self.target.conninfo()) as conn:
-            found = conn.execute("SELECT FROM pg_available_extensions WHERE name = %s", [name])
-            return found.rowcount == 1
-
 
 @contextmanager
 def running(installation: Installation, preload: str = "") -> Iterator[Servers]:
@@ -95,7 +89,8 @@ def choose(major: int | None) -> Installation:
     """The newest installation, or the newest of one major version."""
     able = [one for one in find_servers(dict(os.environ)) if major in (None, one.major)]
     if not able:
-        raise ConfigError(f"no PostgreSQL {major or ''} server was found on this machine")
+        wanted = "PostgreSQL" if major is None else f"PostgreSQL {major}"
+        raise ConfigError(f"no server of {wanted} was found on this machine")
     return able[-1]
 
 

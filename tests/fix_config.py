@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pglockstep import config
-from pglockstep.config import Config
+from pglockstep.config import places
+from pglockstep.config.sections import Config
 from pglockstep.errors import EXIT_CONFIG, ConfigError
 
 #: The smallest configuration, of three lines; what is added to it begins on line 4, in the table of the link.
@@ -21,7 +21,7 @@ def loaded(directory: Path, text: str, **environ: str) -> Config:
     """Load `text` as a file in `directory`, which is the home of the environment too."""
     path = directory / "pglockstep.toml"
     path.write_text(text, encoding="utf-8")
-    return config.load(path, {"HOME": str(directory), **environ})
+    return places.load(path, {"HOME": str(directory), **environ})
 
 
 def refused(directory: Path, text: str, **environ: str) -> tuple[str, str]:

@@ -54,6 +54,16 @@ def refused(done: subprocess.CompletedProcess[str], code: int) -> tuple[str, str
     return lines[-2].removeprefix("pglockstep: "), lines[-1].removeprefix("HINT: ")
 
 
+def only_on_the_source(source: Connection, *, pause: float = 0) -> None:
+    """Make ``public.here()`` for a check of a table: true on the source; the target refuses a row, after `pause` seconds."""
+    source.execute(
+        sql.SQL(
+            "CREATE FUNCTION here() RETURNS bool LANGUAGE plpgsql AS $$BEGIN "
+            "IF current_database() ~ '^tgt' THEN PERFORM pg_sleep({}); RAISE 'not here'; END IF; RETURN true; END$$"
+        ).format(sql.Literal(pause))
+    )
+
+
 def identities(conn: Connection) -> dict[str, str]:
     """Each table's replica identity, as the catalog has it."""
     rows = conn.execute(

@@ -135,6 +135,12 @@ def test_everybody_takes_turns_and_nobody_stops_another() -> None:
     assert held.seconds("a") == Spread(1.0, 1.0, 1.0, 2)
 
 
+def test_a_contest_of_nobody() -> None:
+    """Where everybody who was asked for is absent, that is all there is to tell."""
+    held = hold([], 2, {"pgcopydb clone": "not installed"})
+    assert (held.samples, held.absent) == ([], {"pgcopydb clone": "not installed"})
+
+
 def test_a_process_that_fails_is_heard() -> None:
     """Its exit code and its last words are in the error."""
     with Process(["sh", "-c", "echo first; echo last words >&2; exit 3"]) as process:

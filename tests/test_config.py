@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fix_config import LINK, SECRET, loaded, refused
-from pglockstep import config
-from pglockstep.config import (
+from pglockstep.config import places
+from pglockstep.config.docs import example, render_docs
+from pglockstep.config.sections import (
     AlertsConfig,
     BackupConfig,
     Config,
@@ -21,7 +22,7 @@ from pglockstep.config import (
     TableGuardConfig,
     WebConfig,
 )
-from pglockstep.config_docs import example, render_docs
+from pglockstep.config.unbuilt import not_built_yet, refuse_unbuilt
 from pglockstep.errors import EXIT_CONFIG, ConfigError, NotBuiltYet
 from pglockstep.units import Duration
 
@@ -224,13 +225,13 @@ def test_nothing_secret_is_in_a_repr(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     """A missing file, a directory and a broken encoding are told apart."""
     with pytest.raises(ConfigError, match=r"cannot read .*/none\.toml: No such file or directory"):
-        config.load(tmp_path / "none.toml", {})
+        places.load(tmp_path / "none.toml", {})
     with pytest.raises(ConfigError, match="Is a directory"):
-        config.load(tmp_path, {})
+        places.load(tmp_path, {})
     latin = tmp_path / "latin.toml"
     latin.write_bytes(LINK.encode() + "# gr\u00fcn".encode("latin-1"))
     with pytest.raises(ConfigError, match=re.escape(f"{latin}:4: this is not UTF-8")):
-        config.load(latin, {})
+        places.load(latin, {})
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -241,9 +242,9 @@ def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
     path.write_text(LINK)
     for closed, mode in ((path, 0o644), (path.parent, 0o755)):
         closed.chmod(0)
-        assert config.find({}, path) == path
+        assert places.find({}, path) == path
         with pytest.raises(ConfigError, match="Permission denied"):
-            config.load(path, {})
+            places.load(path, {})
         closed.chmod(mode)
 
 
@@ -251,8 +252,8 @@ def test_the_file_is_found_in_the_promised_order(tmp_path: Path, monkeypatch: py
     """The named file, else the environment's, else the working directory's, else the system's."""
     monkeypatch.chdir(tmp_path)
     system, env, named = tmp_path / "etc.toml", tmp_path / "env.toml", tmp_path / "named.toml"
-    monkeypatch.setattr(config, "SYSTEM_FILE", system)
-    assert config.find({}, None) is None
+    monkeypatch.setattr(places, "SYSTEM_FILE", system)
+    assert places.find({}, None) is None
     for path, environ, explicit, found in [
         (system, {}, None, system),
         (Path("pglockstep.toml"), {"PGLOCKSTEP_CONFIG": ""}, None, Path("pglockstep.toml")),
@@ -260,7 +261,7 @@ def test_the_file_is_found_in_the_promised_order(tmp_path: Path, monkeypatch: py
         (named, {"PGLOCKSTEP_CONFIG": str(env)}, named, named),
     ]:
         path.touch()
-        assert config.find(environ, explicit) == found
+        assert places.find(environ, explicit) == found
 
 
 def test_a_named_file_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +270,7 @@ def test_a_named_file_has_to_be_there(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("pglockstep.toml").touch()
     for environ, explicit in [({}, Path("gone.toml")), ({"PGLOCKSTEP_CONFIG": "gone.toml"}, None)]:
         with pytest.raises(ConfigError, match=r"there is no file gone\.toml"):
-            config.find(environ, explicit)
+            places.find(environ, explicit)
 
 
 @pytest.mark.parametrize(
@@ -287,31 +288,31 @@ def test_the_default_state_directory(
 ) -> None:
     """The system's place if it is there or can be made, else the user's own; looking creates nothing."""
     (tmp_path / there).mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(config, "SYSTEM_STATE_DIR", tmp_path / "lib" / "ours")
+    monkeypatch.setattr(places, "SYSTEM_STATE_DIR", tmp_path / "lib" / "ours")
     before = sorted(tmp_path.rglob("*"))
     environ = {name: value.format(dir=tmp_path) for name, value in environ.items()}
-    assert config.default_state_dir({"HOME": str(tmp_path / "home"), **environ}) == tmp_path / expected
+    assert places.default_state_dir({"HOME": str(tmp_path / "home"), **environ}) == tmp_path / expected
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_place_that_is_not_writable_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system's place exists but refuses us, or is no directory, the user's own is used."""
     place = tmp_path / "ours"
-    monkeypatch.setattr(config, "SYSTEM_STATE_DIR", place)
+    monkeypatch.setattr(places, "SYSTEM_STATE_DIR", place)
     place.touch()
-    assert config.default_state_dir({"HOME": "/h"}) == Path("/h/.local/state/pglockstep")
+    assert places.default_state_dir({"HOME": "/h"}) == Path("/h/.local/state/pglockstep")
     place.unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert config.default_state_dir({"HOME": "/h"}) == Path("/h/.local/state/pglockstep")
+    assert places.default_state_dir({"HOME": "/h"}) == Path("/h/.local/state/pglockstep")
 
 
 def test_two_ends_without_a_file(tmp_path: Path) -> None:
     """Two connection strings make one link called `default`, with every default."""
-    made = config.from_ends("host=a", "service=b", {}, tmp_path)
+    made = places.from_ends("host=a", "service=b", {}, tmp_path)
     assert made == Config(
         state_dir=tmp_path, links={"default": LinkConfig(name="default", source="host=a", target="service=b")}
     )
-    assert config.from_ends("host=a", "host=b", {"HOME": "/h"}, None).state_dir.is_absolute()
+    assert places.from_ends("host=a", "host=b", {"HOME": "/h"}, None).state_dir.is_absolute()
 
 
 @pytest.mark.parametrize("broken", ["", f"x {SECRET}", f"sslpassword={SECRET}", f"host=\udcff{SECRET}"])
@@ -319,7 +320,7 @@ def test_two_wrong_ends_without_a_file(tmp_path: Path, broken: str) -> None:
     """A wrong connection string from the command line names its side, and not its text."""
     for source, target, side in [(broken, "host=b", "source"), ("host=a", broken, "target")]:
         with pytest.raises(ConfigError, match=f"the {side} of link default: ") as caught:
-            config.from_ends(source, target, {}, tmp_path)
+            places.from_ends(source, target, {}, tmp_path)
         assert SECRET not in "".join(traceback.format_exception(caught.value)) + caught.value.hint
 
 
@@ -328,9 +329,9 @@ def test_two_wrong_ends_without_a_file(tmp_path: Path, broken: str) -> None:
 
 def test_configured_parts_without_effect_are_listed(tmp_path: Path) -> None:
     """What is written and not built yet is named, even if it repeats the defaults; what is absent is not."""
-    assert config.not_built_yet(loaded(tmp_path, LINK)) == []
+    assert not_built_yet(loaded(tmp_path, LINK)) == []
     written = LINK.replace("main", '"a.b"') + 'guard.drop = "hold"\n[web]\n[alerts]\n[backup]\n'
-    assert config.not_built_yet(loaded(tmp_path, LINK + written)) == [
+    assert not_built_yet(loaded(tmp_path, LINK + written)) == [
         '[links."a.b".guard]',
         "[web]",
         "[alerts]",
@@ -343,7 +344,7 @@ def test_a_promised_mode_that_is_not_built_is_refused(tmp_path: Path, line: str)
     """Such a file loads, as it is right; the link is refused with exit code 3 and what to write instead."""
     link = loaded(tmp_path, LINK + line).links["main"]
     with pytest.raises(NotBuiltYet, match=f"link main asks for {line}") as caught:
-        config.refuse_unbuilt(link)
+        refuse_unbuilt(link)
     assert caught.value.exit_code == EXIT_CONFIG
     assert line.split(maxsplit=1)[0] in caught.value.hint
 
@@ -351,14 +352,14 @@ def test_a_promised_mode_that_is_not_built_is_refused(tmp_path: Path, line: str)
 @pytest.mark.parametrize("line", ["", 'mode = "stream"', 'without_key = "refuse"'])
 def test_what_is_built_is_not_refused(tmp_path: Path, line: str) -> None:
     """The modes of this version pass."""
-    config.refuse_unbuilt(loaded(tmp_path, LINK + line).links["main"])
+    refuse_unbuilt(loaded(tmp_path, LINK + line).links["main"])
 
 
 # --- the docs ---------------------------------------------------------------------------------------------
 
 
 def test_the_docs_are_up_to_date() -> None:
-    """`docs/configuration.md` is what the code renders; `python -m pglockstep.config_docs` writes it anew."""
+    """`docs/configuration.md` is what the code renders; `python -m pglockstep.config.docs` writes it anew."""
     assert DOCS.read_text(encoding="utf-8") == render_docs()
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fix_config import LINK, SECRET, refused
-from pglockstep import config
-from pglockstep.config_reader import key_lines, line_of, toml
+from pglockstep.config import places
+from pglockstep.config.reader import key_lines, line_of, toml
 from pglockstep.errors import ConfigError
 
 GUARD = f"{LINK}[links.main.guard]\n"  # what is added to it begins on line 5
@@ -259,7 +259,7 @@ def test_any_toml_loads_or_is_a_config_error(
     document = {"links": {"main": main}, **tree}
     path.write_text("".join(f"{toml({key: value})[2:-2]}\n" for key, value in document.items()), "utf-8")
     try:
-        config.load(path, {"HOME": "/h"})
+        places.load(path, {"HOME": "/h"})
     except ConfigError as error:
         complaint = error.message
     else:
@@ -274,4 +274,4 @@ def test_any_text_loads_or_is_a_config_error(tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text(text, encoding="utf-8", errors="replace")
     with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}:\d+: "):
-        config.load(path, {"HOME": "/h"})
+        places.load(path, {"HOME": "/h"})

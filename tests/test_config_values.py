@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fix_config import SECRET, refused
-from pglockstep.config_values import TablePattern, parse_table_name
+from pglockstep.config.values import TablePattern, parse_table_name
 
 # --- table names and patterns -----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fix_copy import IMPATIENT, configured, identities, nothing_left, once, refused
+from fix_copy import IMPATIENT, configured, identities, nothing_left, once, only_on_the_source, refused
 from fix_servers import INSTALLED, Cli, Pair
 
 TABLES = """
@@ -79,10 +79,7 @@ def test_a_policy_for_a_role_that_the_target_lacks(pair: Pair, cli: Cli, before:
 def test_a_row_that_the_target_refuses(pair: Pair, cli: Cli, before: dict[str, str]) -> None:
     """A check that holds on the source only ends the copy in the midst of the rows."""
     source = pair.on_source()
-    source.execute(
-        "CREATE FUNCTION here() RETURNS bool LANGUAGE plpgsql AS "
-        "$$BEGIN IF current_database() ~ '^tgt' THEN RAISE 'not here'; END IF; RETURN true; END$$"
-    )
+    only_on_the_source(source)
     source.execute("CREATE TABLE b (id int PRIMARY KEY, CHECK (public.here())); INSERT INTO b VALUES (1)")
     message, _ = fails(cli, pair, 5)
     assert "not here" in message
@@ -168,23 +165,24 @@ def test_a_locked_table_is_named(pair: Pair, cli: Cli, before: dict[str, str], t
         nothing_left(pair, before)
 
 
-def test_a_target_that_holds_something(pair: Pair, cli: Cli, before: dict[str, str]) -> None:
-    """A target with a table of its own is not touched."""
+@pytest.mark.parametrize(
+    ("made", "named", "dropped"),
+    [
+        ('CREATE TABLE "Mine" (id int)', 'table public."Mine"', 'DROP TABLE "Mine"'),
+        ("SELECT lo_create(90210)", "large object", "SELECT lo_unlink(90210)"),
+    ],
+    ids=["table", "large object"],
+)
+def test_a_target_that_holds_something(
+    pair: Pair, cli: Cli, before: dict[str, str], made: str, named: str, dropped: str
+) -> None:
+    """A target with a table or a large object of somebody's is not empty, and not touched."""
     target = pair.on_target()
-    target.execute('CREATE TABLE "Mine" (id int)')
+    target.execute(made.encode())
     message, _ = fails(cli, pair, 5)
-    assert 'table public."Mine"' in message
-    target.execute('DROP TABLE "Mine"')
-    nothing_left(pair, before)
-
-
-def test_a_target_with_large_objects(pair: Pair, cli: Cli, before: dict[str, str]) -> None:
-    """Large objects are somebody's data too: a target that holds some is not empty."""
-    target = pair.on_target()
-    target.execute("SELECT lo_create(90210)")
-    message, _ = fails(cli, pair, 5)
-    assert "large object" in message
-    target.execute("SELECT lo_unlink(90210)")
+    assert named in message
+    # it is there still
+    target.execute(dropped.encode())
     nothing_left(pair, before)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fix_copy import answer, configured, nothing_left, once, refused
+from fix_copy import answer, configured, nothing_left, once, only_on_the_source, refused
 from fix_servers import Cli, Pair, on_all_pairs, wait_until
 from pglockstep.cli.copying import sentence
 from pglockstep.copy.plan import Extent, is_binary, parts, units
@@ -108,10 +108,7 @@ def test_a_thousand_small_tables(pair: Pair, cli: Cli) -> None:
 def test_a_refused_row_is_told_at_once(pair: Pair, cli: Cli) -> None:
     """A first row that the target refuses ends a large table's copy; all that was made is gone again."""
     source = pair.on_source()
-    source.execute(
-        "CREATE FUNCTION here() RETURNS bool LANGUAGE plpgsql AS "
-        "$$BEGIN IF current_database() ~ '^tgt' THEN RAISE 'not here'; END IF; RETURN true; END$$"
-    )
+    only_on_the_source(source)
     source.execute(
         "CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other SELECT generate_series(1, 100000)"
     )
@@ -131,10 +128,7 @@ def test_an_extension_that_was_there_stays(pair: Pair, cli: Cli) -> None:
     assert source.execute(available).rowcount == target.execute(available).rowcount == 1
     for conn in (source, target):
         conn.execute(f"CREATE EXTENSION {name}".encode())
-    source.execute(
-        "CREATE FUNCTION here() RETURNS bool LANGUAGE plpgsql AS "
-        "$$BEGIN IF current_database() ~ '^tgt' THEN RAISE 'not here'; END IF; RETURN true; END$$"
-    )
+    only_on_the_source(source)
     source.execute("CREATE TABLE b (id int, CHECK (public.here())); INSERT INTO b VALUES (1)")
     message, _ = refused(cli("once", "--source", pair.source, "--target", pair.target), 5)
     assert "not here" in message

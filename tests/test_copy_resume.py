@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-from fix_copy import check, identities, nothing_left, once, ours_on_source, refused
+from fix_copy import check, identities, nothing_left, once, only_on_the_source, ours_on_source, refused
 from fix_servers import Cli, Connection, Pair, connect, wait_until
 from fix_workload import SCHEMA, workload
 
@@ -308,17 +308,20 @@ def test_a_slot_that_is_gone(pair: Pair, cli: Cli) -> None:
     assert arrived(pair.on_target()) == there
 
 
-def test_a_lasting_failure_takes_everything_back(pair: Pair, cli: Cli) -> None:
-    """A row that the target refuses, met after going on: the target is as empty as it was, the source as it was."""
+def refused_at_last(pair: Pair) -> Connection:
+    """A source with a table that the target refuses, a while after it has begun with that one."""
     source = pair.on_source()
     source.execute(TABLES.encode())
-    source.execute(
-        "CREATE FUNCTION here() RETURNS bool LANGUAGE plpgsql AS $$BEGIN "
-        "IF current_database() ~ '^tgt' THEN PERFORM pg_sleep(2); RAISE 'not here'; END IF; RETURN true; END$$"
-    )
+    only_on_the_source(source, pause=2)
     source.execute(
         "CREATE TABLE last (id int PRIMARY KEY, CHECK (public.here())); INSERT INTO last VALUES (1)"
     )
+    return source
+
+
+def test_a_lasting_failure_takes_everything_back(pair: Pair, cli: Cli) -> None:
+    """A row that the target refuses, met after going on: the target is as empty as it was, the source as it was."""
+    source = refused_at_last(pair)
     source.execute("SELECT lo_from_bytea(0, 'x')")
     before = identities(source)
     cut_off(cli, pair, 2)
@@ -329,15 +332,7 @@ def test_a_lasting_failure_takes_everything_back(pair: Pair, cli: Cli) -> None:
 
 def test_what_others_made_stays(pair: Pair, cli: Cli) -> None:
     """Taking back never cascades: a view of somebody's on a half-made table keeps it, and is named."""
-    source = pair.on_source()
-    source.execute(TABLES.encode())
-    source.execute(
-        "CREATE FUNCTION here() RETURNS bool LANGUAGE plpgsql AS $$BEGIN "
-        "IF current_database() ~ '^tgt' THEN PERFORM pg_sleep(2); RAISE 'not here'; END IF; RETURN true; END$$"
-    )
-    source.execute(
-        "CREATE TABLE last (id int PRIMARY KEY, CHECK (public.here())); INSERT INTO last VALUES (1)"
-    )
+    refused_at_last(pair)
     cut_off(cli, pair, 2)
     target = pair.on_target()
     target.execute("CREATE VIEW mine AS SELECT * FROM app.parent")

@@ -6,7 +6,7 @@ import pytest
 
 from fix_copy import answer, configured, identities, nothing_left, refused
 from fix_servers import Cli, Pair
-from pglockstep.config_values import TablePattern
+from pglockstep.config.values import TablePattern
 from pglockstep.copy.selection import Reference, Selection
 from pglockstep.errors import ConfigError
 from pglockstep.postgres.names import QualifiedName

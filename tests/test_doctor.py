@@ -40,6 +40,8 @@ def everything(patient: Patient) -> None:
 
 TRIGGER = "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
 OWNED = f"CREATE TABLE t (id int PRIMARY KEY);\nALTER TABLE t OWNER TO {R};\nGRANT CREATE ON DATABASE {DATABASE} TO {R}"
+READER = 'CREATE ROLE "Reader";\nCREATE TABLE t (id int PRIMARY KEY)'
+READER_GOES = ('DROP OWNED BY "Reader";\nDROP ROLE "Reader"', 'DROP ROLE "Reader"')
 PUBLISHER = "LOGIN REPLICATION"
 
 FAULTS = [
@@ -193,17 +195,17 @@ FAULTS = [
     Fault(
         "policy_role_missing",
         "target",
-        on_source='CREATE ROLE "Reader";\nCREATE TABLE t (id int PRIMARY KEY);\nCREATE POLICY p ON t TO "Reader" USING (true)',
+        on_source=f'{READER};\nCREATE POLICY p ON t TO "Reader" USING (true)',
         says='"Reader"',
-        undo=('DROP OWNED BY "Reader";\nDROP ROLE "Reader"', 'DROP ROLE "Reader"'),
+        undo=READER_GOES,
     ),
     Fault(
         "role_missing",
         "target",
         "warning",
-        on_source='CREATE ROLE "Reader";\nCREATE TABLE t (id int PRIMARY KEY);\nGRANT SELECT ON t TO "Reader"',
+        on_source=f'{READER};\nGRANT SELECT ON t TO "Reader"',
         says='"Reader"',
-        undo=('DROP OWNED BY "Reader";\nDROP ROLE "Reader"', 'DROP ROLE "Reader"'),
+        undo=READER_GOES,
     ),
     Fault(
         "owner_not_given",

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from fix_copy import nothing_left, once, ours_on_source
 from fix_doctor import Patient, psql, run
 from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect, majors, wait_until
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.demo.servers import ThrowawayServer
 from pglockstep.doctor.examination import examine
 

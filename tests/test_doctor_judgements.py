@@ -25,7 +25,6 @@ PLACE = Place(
     gss_encrypted=False,
     size=1,
     collate="C",
-    ctype="C",
     provider="c",
     locale="",
     slot_limit=None,

@@ -12,9 +12,10 @@ import pytest
 
 from fix_config import loaded
 from fix_servers import Cli, Pair
-from pglockstep import config
-from pglockstep.config import Config
-from pglockstep.config_docs import example, first_file
+from pglockstep.config import places
+from pglockstep.config.docs import example, first_file
+from pglockstep.config.sections import Config
+from pglockstep.config.unbuilt import not_built_yet
 
 ENDS = ["--source", "postgresql://app:s3cr3t@localhost/app", "--target", "service=elsewhere"]
 
@@ -27,14 +28,14 @@ def test_what_it_writes_loads_and_has_every_default(cli: Cli) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert "next: pglockstep doctor" in done.stdout
     assert "s3cr3t" not in done.stdout + done.stderr
-    written = config.load(path, os.environ)
-    given = config.from_ends(ENDS[1], ENDS[3], os.environ, None)
+    written = places.load(path, os.environ)
+    given = places.from_ends(ENDS[1], ENDS[3], os.environ, None)
     assert list(written.links) == ["main"]
     link, same = written.links["main"], given.links["default"]
     assert [getattr(link, name) for name in link.__struct_fields__ if name != "name"] == [
         getattr(same, name) for name in same.__struct_fields__ if name != "name"
     ]
-    assert config.not_built_yet(written) == []
+    assert not_built_yet(written) == []
     assert ".pgpass" in path.read_text()
 
 
@@ -109,7 +110,7 @@ def test_it_asks_at_a_terminal(cli: Cli) -> None:
     assert process.returncode == 0, questions
     assert "Where is the source" in questions
     assert "next: pglockstep doctor -c asked.toml" in output
-    written = config.load(cli.directory / "asked.toml", os.environ).links["main"]
+    written = places.load(cli.directory / "asked.toml", os.environ).links["main"]
     assert (written.source, written.target) == ("host=a dbname=x", "host=b dbname=y")
 
 

@@ -211,3 +211,12 @@ class LinkHeld(LockstepError):
 def one_line(text: str) -> str:
     """`text` on a single line: errors are promised to be one line each."""
     return " ".join(text.split())
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The errors themselves in a group of groups, in their order. Pure."""
+    return [
+        leaf
+        for each in group.exceptions
+        for leaf in (leaves(each) if isinstance(each, BaseExceptionGroup) else [each])
+    ]

@@ -12,7 +12,7 @@ from pglockstep.cli import options
 from pglockstep.cli.each import print_json
 from pglockstep.cli.main import run_async
 from pglockstep.cli.options import Settings
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.doctor.examination import examine
 from pglockstep.doctor.scripts import scripts
 from pglockstep.errors import EXIT_DIFFERS, EXIT_OK, one_line

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from pglockstep import config as configuration
 from pglockstep.cli import options
 from pglockstep.cli.options import Settings
-from pglockstep.config_docs import first_file
+from pglockstep.config import places
+from pglockstep.config.docs import first_file
 from pglockstep.errors import EXIT_OK, ConfigError, UsageProblem
 
 _DEFAULT = Path("pglockstep.toml")
@@ -42,7 +42,7 @@ def command(yes: bool, **common: Any) -> int:
     source = _end("source", "Where is the source, the database to copy from?", settings.source)
     target = _end("target", "Where is the target, an empty database?", settings.target)
     # a string that libpq cannot read stops here, and not at the next command
-    configuration.from_ends(source, target, os.environ, settings.state_dir)
+    places.from_ends(source, target, os.environ, settings.state_dir)
     state_dir = settings.state_dir and settings.state_dir.absolute()
     _write(path, first_file(_LINK, source, target, state_dir))
     named = "" if path == _DEFAULT else f" -c {shlex.quote(str(path))}"
@@ -65,20 +65,17 @@ def _end(side: str, question: str, given: str | None) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write the file whole or not at all, for its owner's eyes only."""
+    name = ""
     try:
         # mkstemp gives mode 0600
         descriptor, name = tempfile.mkstemp(prefix=".pglockstep-", dir=path.parent)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}", hint="name a file in a directory of yours with -c"
-        ) from None
-    try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(name, path)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(name)
+        if name:
+            with suppress(OSError):
+                os.unlink(name)
         raise ConfigError(
             f"cannot write {path}: {error.strerror}", hint="name a file in a directory of yours with -c"
         ) from None

@@ -14,7 +14,6 @@ from pglockstep.cli.verdicts import document, exit_code, sentences
 from pglockstep.link import level
 from pglockstep.link.level import OnceResult
 from pglockstep.link.link import Link
-from pglockstep.units import Lsn
 
 
 @click.command("once", short_help="Bring the target level, verify, exit.")
@@ -54,7 +53,7 @@ def _document(result: OnceResult) -> dict[str, object]:
         "copied_rows": result.copied_rows,
         "applied_transactions": result.applied_transactions,
         "applied_changes": result.applied_changes,
-        "lsn": str(Lsn(result.lsn)),
+        "lsn": str(result.lsn),
     }
 
 

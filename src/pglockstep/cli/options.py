@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from pglockstep import config as configuration
-from pglockstep.config import Config, LinkConfig
+from pglockstep.config import places
+from pglockstep.config.sections import Config, LinkConfig
+from pglockstep.config.unbuilt import refuse_unbuilt
 from pglockstep.errors import ConfigError, UsageProblem
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,14 +40,14 @@ class Settings(msgspec.Struct, frozen=True):
                     "--source and --target describe a link, and so does the file named with -c",
                     hint="leave one of the two out",
                 )
-            return configuration.from_ends(self.source, self.target, os.environ, self.state_dir)
-        path = configuration.find(os.environ, self.config)
+            return places.from_ends(self.source, self.target, os.environ, self.state_dir)
+        path = places.find(os.environ, self.config)
         if path is None:
             raise ConfigError(
                 "there is no configuration",
                 hint="give --source and --target, or write a first file: pglockstep init",
             )
-        found = configuration.load(path, os.environ)
+        found = places.load(path, os.environ)
         return found if self.state_dir is None else msgspec.structs.replace(found, state_dir=self.state_dir)
 
     def links(self, config: Config, names: Sequence[str]) -> list[LinkConfig]:
@@ -58,12 +59,12 @@ class Settings(msgspec.Struct, frozen=True):
                 )
         chosen = [config.links[name] for name in (dict.fromkeys(names) or sorted(config.links))]
         for link in chosen:
-            configuration.refuse_unbuilt(link)
+            refuse_unbuilt(link)
         return chosen
 
 
 def common(command: F) -> F:
-    """Add the common options to a command; it gets them as `settings`."""
+    """Add the common options to a command; it gets them as keywords, to make `Settings` of."""
     for option in reversed(
         (
             click.option(

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from pglockstep import __version__
+from pglockstep import __version__, daemon
 from pglockstep.cli import options
 from pglockstep.cli.copying import watcher
 from pglockstep.cli.main import run_async, say
 from pglockstep.cli.options import Settings
-from pglockstep.config import not_built_yet
+from pglockstep.config.unbuilt import not_built_yet
 from pglockstep.errors import LockstepError
 from pglockstep.link.link import Link
 from pglockstep.observe import logs
@@ -44,8 +44,6 @@ def command(links: tuple[str, ...], **common: Any) -> int:
 
     def ended(link: Link, error: LockstepError) -> None:
         say(f"{link.config.name}: {error.message}", error.hint)
-
-    from pglockstep import daemon
 
     code = run_async(
         lambda: daemon.run([Link(link, state, watcher(link.name, live=False)) for link in chosen], ended),

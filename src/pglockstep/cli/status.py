@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
@@ -13,11 +13,8 @@ from pglockstep.cli.each import for_each
 from pglockstep.cli.options import Settings
 from pglockstep.errors import EXIT_DIFFERS, EXIT_OK
 from pglockstep.link.link import Link
-from pglockstep.link.overview import LinkOverview, overview
+from pglockstep.link.overview import EndOverview, LinkOverview, overview
 from pglockstep.units import human_bytes
-
-if TYPE_CHECKING:
-    from pglockstep.link.overview import EndOverview
 
 
 @click.command("status", short_help="Every link at a glance.")

@@ -36,16 +36,14 @@ def command(links: tuple[str, ...], yes: bool, **common: Any) -> int:
         click.confirm(
             f"Remove everything of pglockstep from both ends of {', '.join(names)}?", abort=True, err=True
         )
-    return for_each(
-        settings, links, _teardown, msgspec_document, _sentences, lambda _: EXIT_OK, as_json=False
-    )
+    return for_each(settings, links, _teardown, _document, _sentences, lambda _: EXIT_OK, as_json=False)
 
 
 async def _teardown(link: Link) -> Removed:
     return await teardown(link.config, link.state)
 
 
-def msgspec_document(removed: Removed) -> dict[str, object]:
+def _document(removed: Removed) -> dict[str, object]:
     """Never printed: teardown has no ``--json``."""
     return {"name": removed.name}
 

@@ -22,7 +22,7 @@ from pglockstep.copy.plan import Unit
 from pglockstep.copy.relay import relay
 from pglockstep.copy.snapshot import Moment, mark, use_snapshot
 from pglockstep.copy.tally import Tally
-from pglockstep.errors import LockstepError
+from pglockstep.errors import LockstepError, leaves
 from pglockstep.postgres.connect import connect, translate
 from pglockstep.postgres.dump import Entry
 from pglockstep.postgres.names import QualifiedName
@@ -200,7 +200,8 @@ class Shift:
         rows = await relay(source, target, self._ends.both, copies, moved)
         done = Part(unit.table.name, unit.part, unit.parts, self._moment.lsn, rows, sent)
         with translate(self._ends.target):
-            await target.execute(copying.note_part(self._record.id, done) + b"; COMMIT", prepare=False)
+            note = copying.note_part(target, self._record.id, done)
+            await target.execute(note + b"; COMMIT", prepare=False)
         self._tally.landed(sent, unit.bytes, rows)
         self._landed(unit)
 
@@ -254,16 +255,7 @@ class Shift:
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that a group of workers failed with: one that will not pass before one that will. Pure."""
-    leaves: list[BaseException] = []
-
-    def gather(each: BaseException) -> None:
-        if isinstance(each, BaseExceptionGroup):
-            for inner in each.exceptions:
-                gather(inner)
-        else:
-            leaves.append(each)
-
-    gather(errors)
-    bugs = [each for each in leaves if not isinstance(each, LockstepError)]
-    lasting = [each for each in leaves if isinstance(each, LockstepError) and not each.transient]
-    return (bugs or lasting or leaves)[0]
+    found = leaves(errors)
+    bugs = [each for each in found if not isinstance(each, LockstepError)]
+    lasting = [each for each in found if isinstance(each, LockstepError) and not each.transient]
+    return (bugs or lasting or found)[0]

@@ -1,4 +1,7 @@
-"""Building the target's side of a copy inside one open transaction: schema, then what follows the rows."""
+"""What a copy makes on the target beside the rows: the schema before them, and what follows them.
+
+Runs what pg_restore has written, and repeats what it leaves out. The transactions are the caller's.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ async def drop_public(source: AsyncConnection, target: AsyncConnection, ends: tu
 async def owners(conn: AsyncConnection) -> dict[tuple[str, str], str]:
     """Who owns what: (kind, identity), both in words of SQL, to the owner's name."""
     cursor = await conn.execute(files("pglockstep.copy").joinpath("sql", "owners.sql").read_bytes())
-    return {(kind, identity): owner async for kind, _schema, identity, owner in cursor}
+    return {(kind, identity): owner async for kind, identity, owner in cursor}
 
 
 async def give_to_owners(conn: AsyncConnection, end: End, wanted: dict[tuple[str, str], str]) -> None:
@@ -135,7 +138,7 @@ async def _where_possible(conn: AsyncConnection, end: End, statements: Iterable[
             "%d %s could not be repeated on the target: a role is missing there, or ours may not",
             left_out,
             what,
-            extra={"action": "copy.grants", "link": end.link},
+            extra={"action": f"copy.{what}", "link": end.link},
         )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from pglockstep.config import LinkConfig, TablePattern
-from pglockstep.config_reader import toml
+from pglockstep.config.reader import toml
+from pglockstep.config.sections import LinkConfig
+from pglockstep.config.values import TablePattern
 from pglockstep.errors import ConfigError
 from pglockstep.postgres.names import QualifiedName
 

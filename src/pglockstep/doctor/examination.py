@@ -16,7 +16,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.copy import readiness, restore
 from pglockstep.copy import source as ours
 from pglockstep.copy.selection import Selection

@@ -35,7 +35,6 @@ class Place(msgspec.Struct, frozen=True):
     gss_encrypted: bool
     size: int
     collate: str
-    ctype: str
     provider: str
     locale: str
     slot_limit: int | None
@@ -62,17 +61,22 @@ class Wire(msgspec.Struct, frozen=True):
         )
 
 
-class Held(msgspec.Struct, frozen=True):
-    """A relation of users': its kind in words."""
+class Name(msgspec.Struct, frozen=True):
+    """The name of a relation, as a query gives it."""
 
     schema: str
     name: str
-    kind: str
 
     @property
     def qualified(self) -> QualifiedName:
-        """Its name."""
+        """The same, as it is known elsewhere."""
         return QualifiedName(self.schema, self.name)
+
+
+class Held(Name, frozen=True):
+    """A relation of users': its kind in words."""
+
+    kind: str
 
 
 class LargeObjects(msgspec.Struct, frozen=True):
@@ -106,18 +110,6 @@ class Available(msgspec.Struct, frozen=True):
     by_anyone: bool
 
 
-class Name(msgspec.Struct, frozen=True):
-    """The name of a relation."""
-
-    schema: str
-    name: str
-
-    @property
-    def qualified(self) -> QualifiedName:
-        """The same, as it is known elsewhere."""
-        return QualifiedName(self.schema, self.name)
-
-
 class NamedRole(msgspec.Struct, frozen=True):
     """A role that a policy (`by_policy`) or a grant names."""
 
@@ -143,20 +135,13 @@ class Thing(msgspec.Struct, frozen=True):
         return f"{self.kind} {self.name}"
 
 
-class Owned(msgspec.Struct, frozen=True):
+class Owned(Name, frozen=True):
     """What a copy reads: a relation (kind r, p or S), or one owner's large objects (L); and whose it is."""
 
     kind: str
-    schema: str
-    name: str
     oids: list[int]
     owner: str
     owner_is_superuser: bool
-
-    @property
-    def qualified(self) -> QualifiedName:
-        """Its name."""
-        return QualifiedName(self.schema, self.name)
 
 
 async def rows(conn: AsyncConnection, kind: type[T], name: str, *parameters: Any) -> list[T]:

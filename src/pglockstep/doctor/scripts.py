@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.selection import Selection
 from pglockstep.doctor import grants, readings
 from pglockstep.doctor.grants import OUR_ROLE, Script, SourceNeeds, TargetNeeds

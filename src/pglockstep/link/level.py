@@ -135,7 +135,7 @@ async def _barrier_passed(link: Link, ends: Ends, record: LinkRecord) -> Lsn | N
             last, deadline = now.progress, time.monotonic() + patience
         if time.monotonic() > end:
             raise Inconclusive(
-                f"the target of link {link.config.name!r} is further behind than {10 * patience:.0f} s of catching up",
+                f"the target of link {link.config.name!r} did not catch up within {10 * patience:.0f} s",
                 hint="pglockstep status shows how far; try again when it is level",
             )
         if time.monotonic() > deadline:

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import Applier
 from pglockstep.compare.sequences import behind
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.copy import first
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.first import CopyResult, Wish

@@ -9,7 +9,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import EndError, LockstepError
 from pglockstep.link.session import source_position
 from pglockstep.link.states import UNHEALTHY, State
@@ -92,7 +92,7 @@ class LinkOverview(msgspec.Struct, kw_only=True):
 async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
     """Ask both ends and the state directory; an end that does not answer is told, not raised."""
     source_end, target_end = ends(link)
-    (source, (target, record, holder)) = await asyncio.gather(_source(source_end), _target(target_end))
+    source, (target, record, holder) = await asyncio.gather(_source(source_end), _target(target_end))
     key = fingerprint(link.source, link.target)
     status = state.load(key) or LinkStatus()
     if record is not None and source.reachable:

@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import Applier
 from pglockstep.apply.batch import Batch
-from pglockstep.errors import LockstepError, TargetUnreachable
+from pglockstep.errors import LockstepError, TargetUnreachable, leaves
 from pglockstep.postgres.connect import End, describe, translate
 from pglockstep.postgres.replication import ReplicationConnection
 from pglockstep.units import Lsn
@@ -201,7 +201,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(self._target.silence_timeout):
                 with translate(self._target):
-                    cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()::text")
+                    cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()")
                     row = await cursor.fetchone()
         except TimeoutError:
             raise TargetUnreachable(
@@ -209,7 +209,7 @@ class Pipeline:
                 hint=f"is {describe(self._target.conninfo)} alive? the link reconnects by itself",
             ) from None
         assert row is not None
-        flushed = Lsn.parse(row[0])
+        flushed: Lsn = row[0]
         while unflushed and unflushed[0].target <= flushed:
             self._confirmed = unflushed.popleft().source
 
@@ -236,15 +236,6 @@ class Pipeline:
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that a group of tasks failed with: an expected one before a bug's."""
-    leaves: list[BaseException] = []
-
-    def gather(each: BaseException) -> None:
-        if isinstance(each, BaseExceptionGroup):
-            for inner in each.exceptions:
-                gather(inner)
-        else:
-            leaves.append(each)
-
-    gather(group)
-    expected = [each for each in leaves if isinstance(each, LockstepError)]
-    return (expected or leaves)[0]
+    found = leaves(group)
+    expected = [each for each in found if isinstance(each, LockstepError)]
+    return (expected or found)[0]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from psycopg import AsyncConnection
 
 from pglockstep.apply.batch import BARRIER_PREFIX
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
@@ -74,19 +74,21 @@ async def emit_barrier(ends: Ends, link: str) -> Lsn:
     """Write a barrier into the source's WAL; a target whose progress has reached the result holds all before it."""
     with translate(ends.source):
         cursor = await ends.source_conn.execute(
-            "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)::text", [BARRIER_PREFIX, link]
+            "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)", [BARRIER_PREFIX, link]
         )
         row = await cursor.fetchone()
     assert row is not None
-    return Lsn.parse(row[0])
+    barrier: Lsn = row[0]
+    return barrier
 
 
 async def source_position(conn: AsyncConnection) -> Lsn:
     """Where the source's WAL ends now."""
-    cursor = await conn.execute("SELECT pg_catalog.pg_current_wal_lsn()::text")
+    cursor = await conn.execute("SELECT pg_catalog.pg_current_wal_lsn()")
     row = await cursor.fetchone()
     assert row is not None
-    return Lsn.parse(row[0])
+    position: Lsn = row[0]
+    return position
 
 
 async def act_as_replica(ends: Ends, selection: Selection) -> None:

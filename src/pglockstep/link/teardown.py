@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.copy import first
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.source import drop_publication, drop_slot, end_work

@@ -32,7 +32,6 @@ class Column(msgspec.Struct, frozen=True):
     type_name: str
     type_oid: int
     type_modifier: int = -1
-    not_null: bool = False
     generated: str = ""
     identity: str = ""
     equality: str = ""
@@ -51,7 +50,6 @@ class Table(msgspec.Struct, frozen=True):
     columns: tuple[Column, ...]
     primary_key: tuple[str, ...] = ()
     unlogged: bool = False
-    is_partition: bool = False
     replica_identity: str = "d"
     has_identity_index: bool = False
     has_generated_identity: bool = False
@@ -62,7 +60,6 @@ class Table(msgspec.Struct, frozen=True):
     reachable: bool = True
     owner: str = ""
     owner_is_superuser: bool = False
-    estimated_rows: int = 0
 
     @property
     def has_replica_identity(self) -> bool:

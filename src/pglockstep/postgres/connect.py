@@ -21,7 +21,7 @@ from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
-from pglockstep.config import LinkConfig
+from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import (
     EndError,
     Side,
@@ -34,6 +34,7 @@ from pglockstep.errors import (
     one_line,
 )
 from pglockstep.findings import HERE, Finding
+from pglockstep.postgres import lsn
 from pglockstep.postgres.names import quote_if_needed
 
 #: The oldest server whose pgoutput can carry our barrier messages.
@@ -140,6 +141,7 @@ async def connect(
         said = one_line(str(error)).removeprefix("connection failed: ")
         raise refusal(end, said).error() from error
     conn.prepared_max = 1000
+    lsn.register(conn)
     with translate(end):
         try:
             major = conn.info.server_version // 10000

@@ -43,32 +43,8 @@ class Slot(msgspec.Struct, frozen=True):
         return 100 if self.lost or not self.limit else self.retained * 100 // self.limit
 
 
-class _Row(msgspec.Struct):
-    name: str
-    active: bool
-    wal_status: str
-    invalidation_reason: str
-    confirmed: str | None
-    retained: int
-    limit_bytes: int
-    limited: bool
-    written: str
-
-
 async def read(conn: AsyncConnection[Any], name: str) -> Slot | None:
     """The slot of this name in the database behind `conn`; None where there is none. Raises psycopg's errors."""
-    async with conn.cursor(row_factory=class_row(_Row)) as cursor:
+    async with conn.cursor(row_factory=class_row(Slot)) as cursor:
         await cursor.execute(statement("slot"), [name])
-        found = await cursor.fetchone()
-    if found is None:
-        return None
-    return Slot(
-        name=found.name,
-        active=found.active,
-        wal_status=found.wal_status,
-        invalidation_reason=found.invalidation_reason,
-        confirmed=None if found.confirmed is None else Lsn.parse(found.confirmed),
-        retained=found.retained,
-        limit=found.limit_bytes if found.limited else None,
-        written=Lsn.parse(found.written),
-    )
+        return await cursor.fetchone()

@@ -33,30 +33,26 @@ class Part(msgspec.Struct, frozen=True):
 
 async def restored(conn: AsyncConnection) -> Restored | None:
     """What an unfinished copy restored; None if it did not come that far. Raises psycopg's errors."""
-    cursor = await conn.execute("SELECT lsn::text, digest, removal FROM pglockstep.restored")
+    cursor = await conn.execute("SELECT lsn, digest, removal FROM pglockstep.restored")
     row = await cursor.fetchone()
-    return None if row is None else Restored(Lsn.parse(row[0]), row[1], row[2])
+    return None if row is None else Restored(*row)
 
 
 async def note_restored(conn: AsyncConnection, link: str, made: Restored) -> None:
     """Belongs into the transaction that restores. Raises psycopg's errors."""
     await conn.execute(
-        "INSERT INTO pglockstep.restored (link, lsn, digest, removal) VALUES ($1, $2::pg_lsn, $3, $4)",
-        [link, str(made.lsn), made.digest, made.removal],
+        "INSERT INTO pglockstep.restored (link, lsn, digest, removal) VALUES ($1, $2, $3, $4)",
+        [link, made.lsn, made.digest, made.removal],
     )
 
 
-def note_part(link: str, done: Part) -> bytes:
-    """The statement that notes an arrived part; belongs into the transaction that copied it."""
+def note_part(conn: AsyncConnection, link: str, done: Part) -> bytes:
+    """The statement for `conn` that notes an arrived part; belongs into the transaction that copied it."""
+    values = (link, *done.table, done.part, done.parts, done.lsn, done.rows, done.bytes)
     return (
-        sql.SQL("INSERT INTO pglockstep.copied VALUES ({}, {}, {}, {}, {}, {}, {}, {})")
-        .format(
-            *(sql.Literal(each) for each in (link, *done.table, done.part, done.parts)),
-            sql.Literal(str(done.lsn)),
-            sql.Literal(done.rows),
-            sql.Literal(done.bytes),
-        )
-        .as_bytes()
+        sql.SQL("INSERT INTO pglockstep.copied VALUES ({})")
+        .format(sql.SQL(", ").join(map(sql.Literal, values)))
+        .as_bytes(conn)
     )
 
 
@@ -72,10 +68,10 @@ def note_built(link: str, index: QualifiedName) -> bytes:
 async def parts(conn: AsyncConnection) -> list[Part]:
     """Every part that has arrived. Raises psycopg's errors."""
     cursor = await conn.execute(
-        "SELECT schema_name, table_name, part, parts, lsn::text, row_count, bytes FROM pglockstep.copied ORDER BY 1, 2, 3"
+        "SELECT schema_name, table_name, part, parts, lsn, row_count, bytes FROM pglockstep.copied ORDER BY 1, 2, 3"
     )
     return [
-        Part(QualifiedName(schema, name), part, count, Lsn.parse(lsn), rows, size)
+        Part(QualifiedName(schema, name), part, count, lsn, rows, size)
         async for schema, name, part, count, lsn, rows, size in cursor
     ]
 

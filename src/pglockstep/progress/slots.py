@@ -6,12 +6,16 @@ Pure: what is judged was read by `postgres.slots`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from pglockstep.errors import IdentityChanged
 from pglockstep.findings import Finding
 from pglockstep.postgres.slots import Slot
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import human_bytes
+
+_error = partial(Finding, side="source", severity="error")
+_warning = partial(Finding, side="source", severity="warning")
 
 _AGAIN = "pglockstep teardown, empty the target, pglockstep once"
 
@@ -22,9 +26,7 @@ LEVELS = (70, 85)
 def identity_findings(record: LinkRecord, identity: str, where: str) -> Iterator[Finding]:
     """Whether the source at `where`, which is `identity`, is the very database that this target was copied from."""
     if record.source_identity != identity:
-        yield Finding(
-            side="source",
-            severity="error",
+        yield _error(
             code="identity_changed",
             message=f"another database answers as the source ({where}): this target was filled from "
             f"{record.source_identity}, that one is {identity}; nothing was copied",
@@ -36,9 +38,7 @@ def identity_findings(record: LinkRecord, identity: str, where: str) -> Iterator
 def slot_findings(record: LinkRecord, slot: Slot | None) -> Iterator[Finding]:
     """Whether the slot can go on from the target's progress without a gap, and for how long."""
     if slot is None:
-        yield Finding(
-            side="source",
-            severity="error",
+        yield _error(
             code="slot_gone",
             message=f"replication slot {record.slot} is gone from the source: what was written there since "
             f"{record.progress or 'the copy began'} cannot be streamed any more",
@@ -46,9 +46,7 @@ def slot_findings(record: LinkRecord, slot: Slot | None) -> Iterator[Finding]:
         )
         return
     if record.progress is not None and slot.written < record.progress:
-        yield Finding(
-            side="source",
-            severity="error",
+        yield _error(
             code="source_older",
             message=f"the source is older than what the target already has from it: its WAL ends at {slot.written}, the target "
             f"is complete up to {record.progress}; was the source restored from an older copy? nothing was copied",
@@ -59,9 +57,7 @@ def slot_findings(record: LinkRecord, slot: Slot | None) -> Iterator[Finding]:
         yield slot_lost(slot)
         return
     if slot.confirmed is not None and record.progress is not None and slot.confirmed > record.progress:
-        yield Finding(
-            side="source",
-            severity="error",
+        yield _error(
             code="slot_ahead",
             message=f"the target is complete up to {record.progress} only, but the source has forgotten everything before "
             f"{slot.confirmed}: was the target restored from an older copy?",
@@ -75,9 +71,7 @@ def slot_lost(slot: Slot) -> Finding:
     idle = slot.invalidation_reason == "idle_timeout"
     setting = "idle_replication_slot_timeout" if idle else "max_slot_wal_keep_size"
     why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
-    return Finding(
-        side="source",
-        severity="error",
+    return _error(
         code="slot_lost",
         message=f"replication slot {slot.name} was invalidated by the source{why}: what the target has not got yet cannot "
         "be streamed any more",
@@ -91,9 +85,7 @@ def near_limit(slot: Slot) -> Iterator[Finding]:
         return
     soon = "; past it the link is lost, and soon" if slot.share >= LEVELS[-1] else ""
     doubled = -(-slot.limit // 1048576) * 2
-    yield Finding(
-        side="source",
-        severity="warning",
+    yield _warning(
         code="slot_near_limit",
         message=f"the source keeps {human_bytes(slot.retained)} of WAL for this link, {slot.share} % "
         f"of max_slot_wal_keep_size ({human_bytes(slot.limit)}): past that it drops what the target has not got yet{soon}",

@@ -64,18 +64,6 @@ class ChangedIdentity(msgspec.Struct, frozen=True):
     before: str
 
 
-class _Row(msgspec.Struct):
-    id: str
-    name: str
-    source_identity: str
-    phase: Phase
-    created_at: datetime
-    copied_at: datetime | None
-    lsn: str | None
-    commit_time: datetime | None
-    written_at: datetime | None
-
-
 class Holder(msgspec.Struct, frozen=True):
     """The session that holds the link's lock."""
 
@@ -100,26 +88,13 @@ async def read(conn: AsyncConnection) -> LinkRecord | None:
             f"schema {OUR_SCHEMA} on the target was written by a newer pglockstep",
             hint="use the newer version on this link; this one changes nothing there",
         )
-    async with conn.cursor(row_factory=class_row(_Row)) as rows:
+    async with conn.cursor(row_factory=class_row(LinkRecord)) as rows:
         await rows.execute(
-            "SELECT l.id, l.name, l.source_identity, l.phase, l.created_at, l.copied_at, p.lsn::text AS lsn, "
+            "SELECT l.id, l.name, l.source_identity, l.phase, l.created_at, l.copied_at, p.lsn AS progress, "
             "p.commit_time, p.written_at "
             "FROM pglockstep.link AS l LEFT JOIN pglockstep.progress AS p ON p.link = l.id"
         )
-        found = await rows.fetchone()
-    if found is None:
-        return None
-    return LinkRecord(
-        id=found.id,
-        name=found.name,
-        source_identity=found.source_identity,
-        phase=found.phase,
-        created_at=found.created_at,
-        copied_at=found.copied_at,
-        progress=None if found.lsn is None else Lsn.parse(found.lsn),
-        commit_time=found.commit_time,
-        written_at=found.written_at,
-    )
+        return await rows.fetchone()
 
 
 async def create(conn: AsyncConnection, name: str, source_identity: str) -> LinkRecord:
@@ -151,8 +126,8 @@ async def complete_copy(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
 async def begin_progress(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
     """Let the stream start at `lsn`; where it has started already it goes on."""
     await conn.execute(
-        "INSERT INTO pglockstep.progress (link, lsn) VALUES ($1, $2::pg_lsn) ON CONFLICT DO NOTHING",
-        [link, str(lsn)],
+        "INSERT INTO pglockstep.progress (link, lsn) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        [link, lsn],
     )
 
 

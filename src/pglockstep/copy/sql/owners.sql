@@ -36,7 +36,6 @@ SELECT
         WHEN 'foreign-data wrapper' THEN 'foreign data wrapper'
         ELSE i.type
     END AS kind,
-    i.schema AS schema,
     i.identity AS identity,
     r.rolname AS owner
 FROM owned AS o

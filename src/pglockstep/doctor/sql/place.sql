@@ -9,7 +9,6 @@ SELECT
     ) AS gss_encrypted,
     pg_catalog.pg_database_size(d.oid) AS size,
     d.datcollate::text AS collate,
-    d.datctype::text AS ctype,
     -- columns that came with 15, and the name of one that changed with 17
     coalesce(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') AS provider,
     coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale', '') AS locale,

@@ -46,7 +46,6 @@ SELECT
     pg_catalog.format_type(a.atttypid, a.atttypmod) AS type_name,
     a.atttypid AS type_oid,
     a.atttypmod AS type_modifier,
-    a.attnotnull AS not_null,
     a.attgenerated::text AS generated,
     a.attidentity::text AS identity,
     coalesce(e.operator, '') AS equality,

@@ -6,7 +6,6 @@ SELECT
     n.nspname AS schema,
     c.relname AS name,
     c.relpersistence::text = 'u' AS unlogged,
-    c.relispartition AS is_partition,
     c.relreplident::text AS replica_identity,
     c.relrowsecurity AS row_security,
     c.relforcerowsecurity AS forced_row_security,
@@ -15,7 +14,6 @@ SELECT
     pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS reachable,
     o.rolname AS owner,
     o.rolsuper AS owner_is_superuser,
-    greatest(c.reltuples, 0)::bigint AS estimated_rows,
     ARRAY(
         SELECT a.attname::text
         FROM pg_catalog.pg_index AS i

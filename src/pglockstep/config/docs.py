@@ -1,7 +1,7 @@
 """The configuration's documentation, rendered from the types that read it.
 
-Whatever can be said of a key is said once, at its field in :mod:`pglockstep.config`; here it becomes
-pages. Pure: it returns text, and ``python -m pglockstep.config_docs > docs/configuration.md`` stores it.
+Whatever can be said of a key is said once, at its field in :mod:`pglockstep.config.sections`; here it becomes
+pages. Pure: it returns text, and ``python -m pglockstep.config.docs > docs/configuration.md`` stores it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 import msgspec
 
-from pglockstep.config import (
-    SYSTEM_FILE,
-    UNBUILT,
+from pglockstep.config.places import SYSTEM_FILE
+from pglockstep.config.reader import Section, Where, about, header, is_section, toml
+from pglockstep.config.sections import (
     AlertsConfig,
     BackupConfig,
     Config,
     GuardConfig,
     LinkConfig,
     WebConfig,
-    not_built_yet,
 )
-from pglockstep.config_reader import Section, Where, about, header, is_section, toml
+from pglockstep.config.unbuilt import UNBUILT, not_built_yet
 
 # What a table is called whose name is the user's own: in the tables of keys, and in the example.
 _CALLED = {"links": ("NAME", "main"), "tables": ("SCHEMA.TABLE", "public.jobs")}
@@ -156,7 +155,7 @@ def _unbuilt() -> str:
 _PAGE = """\
 # Configuration
 
-<!-- Rendered from the code by `python -m pglockstep.config_docs`; a test fails when this page is stale. -->
+<!-- Rendered from the code by `python -m pglockstep.config.docs`; a test fails when this page is stale. -->
 
 One TOML file tells pglockstep which databases to keep in step. It is the file that `-c` or
 `$PGLOCKSTEP_CONFIG` names, else `./pglockstep.toml`, else `{system_file}`. For one link with nothing but

@@ -1,23 +1,18 @@
-"""The configuration: a TOML file, or two connection strings, as typed and frozen values.
+"""The configuration's tables as typed and frozen values: what a file may hold, and what each key means.
 
-Whatever is wrong (a key, a type, a value, a unit, the file itself) stops here with one
-:class:`~pglockstep.errors.ConfigError` that names the file, the line, the key and what is expected
-instead. Meaning, default and bounds of a key stand together at its field; `docs/configuration.md` is
-rendered from there. This room reads files and never writes one, opens no connection, and shows no
-secret: a connection string, an alert's URL or a key appears in no message and in no `repr`.
+Meaning, default and bounds of a key stand together at its field; `docs/configuration.md` is rendered from there. A
+secret is shown in no `repr`. Pure.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from pglockstep.config_reader import Reader, Section, Wrong, header
-from pglockstep.config_values import (
+from pglockstep.config.reader import Section
+from pglockstep.config.values import (
     Conninfo,
     Count,
     Destructive,
@@ -34,45 +29,14 @@ from pglockstep.config_values import (
     Secret,
     Secrets,
     TableName,
-    TablePattern,
     WithoutKey,
     Workers,
-    check_conninfo,
     key,
 )
-from pglockstep.errors import ConfigError, NotBuiltYet, Side
 from pglockstep.units import Duration
 
-__all__ = [
-    "AlertsConfig",
-    "BackupConfig",
-    "Config",
-    "GuardConfig",
-    "KeepConfig",
-    "LinkConfig",
-    "TableGuardConfig",
-    "TablePattern",
-    "WebConfig",
-    "default_state_dir",
-    "find",
-    "from_ends",
-    "load",
-    "not_built_yet",
-    "refuse_unbuilt",
-]
-
-SYSTEM_FILE = Path("/etc/pglockstep/pglockstep.toml")
+#: Where the state is kept on a machine that has a place for it.
 SYSTEM_STATE_DIR = Path("/var/lib/pglockstep")
-
-#: Choices that are promised and that this version cannot carry out, each with what to write instead.
-UNBUILT = {
-    ("mode", "poll"): 'write mode = "stream"; it needs wal_level = logical on the source',
-    ("mode", "two-way"): 'write mode = "stream", with the end that people write to as the source',
-    ("without_key", "poll"): 'write without_key = "full" or "refuse", or leave such tables out with exclude',
-}
-
-
-# --- the tables of the file -------------------------------------------------------------------------------
 
 
 class TableGuardConfig(Section, frozen=True):
@@ -254,98 +218,3 @@ class Config(Section, frozen=True):
     backup: BackupConfig | None = None
     #: The file that was read; None when the ends were given on the command line.
     path: Path | None = None
-
-
-# --- where it comes from ----------------------------------------------------------------------------------
-
-
-def find(environ: Mapping[str, str], explicit: Path | None) -> Path | None:
-    """The file to read, or None if there is none; raises :class:`ConfigError` if a named one is missing."""
-    if explicit is None and environ.get("PGLOCKSTEP_CONFIG"):
-        explicit = Path(environ["PGLOCKSTEP_CONFIG"])
-    if explicit is None:
-        return next(filter(_is_there, (Path("pglockstep.toml"), SYSTEM_FILE)), None)
-    if not _is_there(explicit):
-        raise ConfigError(
-            f"there is no file {explicit}",
-            hint="correct the path, or write a first file there with pglockstep init",
-        )
-    return explicit
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.stat()
-    except PermissionError:
-        # Reading it will fail and say why; passing over it would hide the reason.
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """Read the file at `path`; raises :class:`ConfigError` on the first thing that is wrong with it."""
-    reader = Reader(path, environ)
-    if not reader.raw.get("links"):
-        hint = 'write [links.main], and below it source = "…" and target = "…"; or see pglockstep init'
-        raise reader.error(("links",), "no link is configured", hint)
-    raw = dict(reader.raw)
-    if "state_dir" not in raw:
-        raw["state_dir"] = str(default_state_dir(environ))
-    config = reader.section(Config, raw, (), path=path)
-    first, *rest = config.state_dir.parts
-    state_dir = _home(environ).joinpath(*rest) if first == "~" else config.state_dir
-    return msgspec.structs.replace(config, state_dir=path.absolute().parent / state_dir)
-
-
-def from_ends(source: str, target: str, environ: Mapping[str, str], state_dir: Path | None) -> Config:
-    """One link, called ``default``, between two connection strings; everything else is as by default."""
-    ends: dict[Side, str] = {"source": source, "target": target}
-    for side, text in ends.items():
-        try:
-            check_conninfo(text)
-        except Wrong as error:
-            raise ConfigError(f"the {side} of link default: {error}", hint=error.hint) from None
-    link = LinkConfig(name="default", source=source, target=target)
-    state_dir = (state_dir or default_state_dir(environ)).absolute()
-    return Config(state_dir=state_dir, links={link.name: link})
-
-
-def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """Where the state is kept if nobody says: the system's place where we may write, else the user's own.
-
-    Only looks; creates nothing.
-    """
-    place = SYSTEM_STATE_DIR if os.path.lexists(SYSTEM_STATE_DIR) else SYSTEM_STATE_DIR.parent
-    if os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
-        return SYSTEM_STATE_DIR
-    state_home = Path(environ.get("XDG_STATE_HOME", ""))
-    # The XDG specification has a relative path ignored.
-    return (state_home if state_home.is_absolute() else _home(environ) / ".local/state") / "pglockstep"
-
-
-def _home(environ: Mapping[str, str]) -> Path:
-    try:
-        return Path(environ.get("HOME") or "~").expanduser()
-    except RuntimeError:
-        hint = "name a directory as state_dir, or with --state-dir"
-        raise ConfigError("there is no place for the state: this user has no home", hint=hint) from None
-
-
-# --- what this version cannot do yet ----------------------------------------------------------------------
-
-
-def not_built_yet(config: Config) -> list[str]:
-    """The configured parts that are read and checked, and that nothing acts on yet, as their headers."""
-    guarded = [name for name, link in config.links.items() if link.guard is not DEFAULT_GUARD]
-    others = [part for part in ("web", "alerts", "backup") if getattr(config, part) is not None]
-    return [f"[{header(('links', name, 'guard'))}]" for name in guarded] + [f"[{part}]" for part in others]
-
-
-def refuse_unbuilt(link: LinkConfig) -> None:
-    """Raise :class:`NotBuiltYet` if the link asks for a promised way of working that this version lacks."""
-    for (name, choice), hint in UNBUILT.items():
-        if getattr(link, name) == choice:
-            message = f'link {link.name} asks for {name} = "{choice}", which this version does not have yet'
-            raise NotBuiltYet(message, hint=hint)

@@ -18,7 +18,7 @@ import psycopg
 from msgspec import Meta
 from psycopg.conninfo import conninfo_to_dict
 
-from pglockstep.config_reader import Wrong, nearest, toml
+from pglockstep.config.reader import Wrong, nearest, toml
 from pglockstep.units import Duration
 
 # --- table names and patterns -----------------------------------------------------------------------------

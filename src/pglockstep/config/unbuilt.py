@@ -1,0 +1,29 @@
+"""What can be configured already, and what this version cannot do yet: told or refused, never passed over."""
+
+from __future__ import annotations
+
+from pglockstep.config.reader import header
+from pglockstep.config.sections import DEFAULT_GUARD, Config, LinkConfig
+from pglockstep.errors import NotBuiltYet
+
+#: Choices that are promised and that this version cannot carry out, each with what to write instead.
+UNBUILT = {
+    ("mode", "poll"): 'write mode = "stream"; it needs wal_level = logical on the source',
+    ("mode", "two-way"): 'write mode = "stream", with the end that people write to as the source',
+    ("without_key", "poll"): 'write without_key = "full" or "refuse", or leave such tables out with exclude',
+}
+
+
+def not_built_yet(config: Config) -> list[str]:
+    """The configured parts that are read and checked, and that nothing acts on yet, as their headers."""
+    guarded = [name for name, link in config.links.items() if link.guard is not DEFAULT_GUARD]
+    others = [part for part in ("web", "alerts", "backup") if getattr(config, part) is not None]
+    return [f"[{header(('links', name, 'guard'))}]" for name in guarded] + [f"[{part}]" for part in others]
+
+
+def refuse_unbuilt(link: LinkConfig) -> None:
+    """Raise :class:`NotBuiltYet` if the link asks for a promised way of working that this version lacks."""
+    for (name, choice), hint in UNBUILT.items():
+        if getattr(link, name) == choice:
+            message = f'link {link.name} asks for {name} = "{choice}", which this version does not have yet'
+            raise NotBuiltYet(message, hint=hint)
