@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encode_pgoutput import encode
 from pglockstep.apply import batch as batches
 from pglockstep.apply.batch import FULL, Batch, BatchBuilder
 from pglockstep.apply.statements import Statement
@@ -25,6 +26,7 @@ from pglockstep.wal.messages import (
     RelationColumn,
     Truncate,
 )
+from pglockstep.wal.pgoutput import decode
 
 NAMES = {1: "a", 2: "b", 3: "c"}
 
@@ -85,6 +87,9 @@ def order(found: Sequence[Batch]) -> dict[str, list[str]]:
                 ]
     return seen
 
+
+#: Two of these fill a batch.
+_large = Insert(1, (b"." * (FULL * 2 // 3),))
 
 #: A change: a row of one table or a TRUNCATE of some; and whether a table is described anew before it.
 CHANGES = st.one_of(
@@ -182,6 +187,58 @@ def test_what_was_copied_later_is_left_out_for_that_table() -> None:
     found = sealed(made)
     assert order(found) == {"a": ["1", "truncate", "2"], "b": ["2"], "c": []}
     assert not found[0].carry
+
+
+def fed(made: BatchBuilder, payloads: Sequence[bytes]) -> list[Batch]:
+    """Everything that comes of these payloads, with descriptions and full batches seen to."""
+    found, at = [], 0
+    while (at := made.feed(payloads, at)) < len(payloads):
+        if made.full > 1:
+            found += sealed(made)
+        else:
+            relation = decode(payloads[at])
+            assert isinstance(relation, Relation)
+            describe(made, relation.relation_id)
+            at += 1
+    return found + sealed(made)
+
+
+def test_feeding_payloads_is_taking_messages() -> None:
+    """A description, or two full batches, stop it just before what has to wait; nothing is taken twice."""
+    messages: list[Message] = []
+    for at in range(100, 160, 10):
+        messages += [Begin(at, 0, 1), row(1, at), row(2, at), Truncate((2,), False, False)]
+        messages += [Relation(2, "public", "b", "f", (RelationColumn("v", 25, -1, False),)), row(2, at + 1)]
+        messages += [Insert(1, (str(at).encode().ljust(FULL, b"."),)), Commit(at, at + 10, 0)]
+    taken = builder()
+    for message in messages:
+        if isinstance(message, Relation):
+            describe(taken, message.relation_id)
+        else:
+            taken.take(message, len(encode(message)))
+    payloads = list(map(encode, messages))
+    made = builder()
+    assert made.feed(payloads) == 4
+    assert made.feed(payloads, 5) == 12
+    wanted = sealed(taken)
+    found = fed(builder(), payloads)
+    assert order(found) == order(wanted)
+    assert [batch.size for batch in found] == [batch.size for batch in wanted]
+    assert [batch.commit for batch in found] == [batch.commit for batch in wanted]
+
+
+def test_two_full_batches_stop_feeding() -> None:
+    """What is more stays where it is, until one of the two is handed out."""
+    made = builder()
+    payloads = [
+        encode(message)
+        for at in range(100, 160, 10)
+        for message in (Begin(at, 0, 1), _large, Commit(at, at + 10, 0))
+    ]
+    assert made.feed(payloads) == 12
+    assert made.feed(payloads, 12) == 12
+    made.seal()
+    assert made.feed(payloads, 12) == 18
 
 
 def test_one_by_one() -> None:

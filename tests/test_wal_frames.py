@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pglockstep.errors import ProtocolViolation
-from pglockstep.wal.frames import Keepalive, WalData, parse, status_update, unix_time
+from pglockstep.wal.frames import Keepalive, WalData, parse, payloads, status_update, unix_time
 
 lsns = st.integers(0, 2**64 - 1)
 times = st.integers(-(2**63), 2**63 - 1)
@@ -22,6 +22,16 @@ def test_wal_data_carries_its_payload(wal_start: int, wal_end: int, time: int, p
     """Two positions and the payload arrive as they were sent, an empty payload too."""
     frame = pack("!cQQq", b"w", wal_start, wal_end, time) + payload
     assert parse(frame) == WalData(wal_start, wal_end, payload)
+
+
+@given(st.lists(st.none() | st.binary(max_size=9)))
+def test_what_the_frames_carry(contents: list[bytes | None]) -> None:
+    """Payloads and keepalives come apart, each in order; a frame without a payload is told with the keepalives."""
+    keepalive, head = pack("!cQqB", b"k", 1, 2, 0), pack("!cQQq", b"w", 1, 2, 3)
+    frames = [keepalive if content is None else head + content for content in contents]
+    carried, others = payloads(frames)
+    assert carried == [content for content in contents if content]
+    assert others == [frame for frame, content in zip(frames, contents, strict=True) if not content]
 
 
 @given(lsns, times, st.booleans())

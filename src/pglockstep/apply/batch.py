@@ -9,7 +9,7 @@ every table, a TRUNCATE or a table described anew, starts another round of runs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pglockstep.apply.net import Change
 from pglockstep.apply.statements import Statement, TableWriter, truncate
@@ -28,6 +28,7 @@ from pglockstep.wal.messages import (
     Truncate,
     Update,
 )
+from pglockstep.wal.pgoutput import decode
 
 #: The prefix of the logical messages that mark a barrier; their content is the link's id.
 BARRIER_PREFIX = "pglockstep barrier"
@@ -137,6 +138,19 @@ class BatchBuilder:
         self._writers[relation.relation_id] = TableWriter(relation, table)
         if relation.relation_id in self._runs:
             self._runs = {}
+
+    def feed(self, payloads: Sequence[bytes], start: int = 0) -> int:
+        """Take the messages in `payloads` from `start` on; returns the index of the first that was not taken.
+
+        That is where a `Relation` stands, which has to be described before what follows it; where there are two
+        full batches, so that the rest has to wait; or the end. Raises what `decode` and `take` raise.
+        """
+        for index in range(start, len(payloads)):
+            data = payloads[index]
+            if data[:1] == b"R" or len(self._sealed) > 1:
+                return index
+            self.take(decode(data), len(data))
+        return len(payloads)
 
     def take(self, message: Message, size: int) -> None:
         """Take one message but a `Relation`; `size` is its length on the wire, in bytes."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -21,7 +20,7 @@ from pglockstep.errors import LockstepError, TargetUnreachable, leaves
 from pglockstep.postgres.connect import End, describe, translate
 from pglockstep.postgres.replication import ReplicationConnection
 from pglockstep.units import Lsn
-from pglockstep.wal.frames import Keepalive, WalData, parse, payload, status_update
+from pglockstep.wal.frames import Keepalive, WalData, parse, payloads, status_update
 from pglockstep.wal.messages import Relation
 from pglockstep.wal.pgoutput import decode
 
@@ -105,31 +104,31 @@ class Pipeline:
 
     async def _gather(self) -> None:
         """Gather what arrives into batches, beside the target's work on the batches before."""
-        builder = self.applier.builder
         while True:
-            await self._take(await self._stream.read())
-            self.received = max(self.received, builder.position)
+            await self._take(*payloads(await self._stream.read()))
+            self.received = max(self.received, self.applier.builder.position)
             self._arrived.set()
-            while builder.full > 1:
-                # one waits for the target's next turn; the rest stays with the source
-                self._taken.clear()
-                await self._taken.wait()
 
-    async def _take(self, frames: Sequence[bytes]) -> None:
-        """Give what has arrived to the builder. Large values stand in the frames once more: they go as this returns."""
+    async def _take(self, messages: list[bytes], others: list[bytes]) -> None:
+        """Give what has arrived to the builder; `others` are frames without a message."""
         self.heard_at = time.monotonic()
         if self._unapplied_since is None:
             self._unapplied_since = self.heard_at
-        for frame in frames:
-            data = payload(frame)
-            if data is None:
-                self._hear(parse(frame))
+        builder = self.applier.builder
+        while (taken := builder.feed(messages)) < len(messages):
+            # what was taken may be large, and stands in the builder now
+            del messages[:taken]
+            if builder.full > 1:
+                # one waits for the target's next turn; the rest stays with the source
+                self._arrived.set()
+                self._taken.clear()
+                await self._taken.wait()
                 continue
-            message = decode(data)
-            if isinstance(message, Relation):
-                await self.applier.describe(message)
-                continue
-            self.applier.builder.take(message, len(data))
+            relation = decode(messages.pop(0))
+            assert isinstance(relation, Relation)
+            await self.applier.describe(relation)
+        for frame in others:
+            self._hear(parse(frame))
 
     def _hear(self, frame: WalData | Keepalive) -> None:
         """Take note of the source's own position."""

@@ -5,6 +5,7 @@ Pure: bytes to values and back. Times are microseconds since 2000-01-01 UTC, as 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from struct import Struct
 from struct import error as StructError
 
@@ -18,6 +19,7 @@ POSTGRES_EPOCH = 946_684_800
 _wal_data = Struct("!cQQq")
 _keepalive = Struct("!cQqB")
 _status = Struct("!cQQQqB")
+_HEADER = _wal_data.size
 
 
 class WalData(msgspec.Struct, frozen=True, gc=False):
@@ -40,7 +42,7 @@ def parse(data: bytes) -> WalData | Keepalive:
     try:
         if data[:1] == b"w":
             _kind, wal_start, wal_end, _time = _wal_data.unpack_from(data)
-            return WalData(wal_start, wal_end, data[_wal_data.size :])
+            return WalData(wal_start, wal_end, data[_HEADER:])
         if data[:1] == b"k":
             _kind, wal_end, _time, reply = _keepalive.unpack(data)
             return Keepalive(wal_end, bool(reply))
@@ -52,9 +54,16 @@ def parse(data: bytes) -> WalData | Keepalive:
     )
 
 
-def payload(data: bytes) -> bytes | None:
-    """The message of the output plugin in a frame that carries one; the short way of `parse` for most frames."""
-    return data[_wal_data.size :] if data[:1] == b"w" and len(data) > _wal_data.size else None
+def payloads(frames: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """The messages of the output plugin in `frames`, in order; and those frames that carry none, for `parse`."""
+    carried: list[bytes] = []
+    others: list[bytes] = []
+    for frame in frames:
+        if frame[:1] == b"w" and len(frame) > _HEADER:
+            carried.append(frame[_HEADER:])
+        else:
+            others.append(frame)
+    return carried, others
 
 
 def status_update(*, written: int, flushed: int, applied: int, now: float, reply: bool = False) -> bytes:
