@@ -31,10 +31,18 @@ from pglockstep.wal.pgoutput import decode
 NAMES = {1: "a", 2: "b", 3: "c"}
 
 
+def table_named(name: QualifiedName) -> Table:
+    """The target's table of that name."""
+    return Table(1, name, (Column("v", "text", 25),))
+
+
 def builder(**copied: int) -> BatchBuilder:
     """A builder that knows three tables of one column."""
     made = BatchBuilder(
-        "link", Lsn(100), copied={QualifiedName("public", name): Lsn(at) for name, at in copied.items()}
+        "link",
+        Lsn(100),
+        table_named,
+        copied={QualifiedName("public", name): Lsn(at) for name, at in copied.items()},
     )
     for oid in NAMES:
         describe(made, oid)

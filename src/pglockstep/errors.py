@@ -213,6 +213,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a group of tasks failed with: an expected one before a bug's. Pure."""
+    found = leaves(group)
+    return next((each for each in found if isinstance(each, LockstepError)), found[0])
+
+
 def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     """The errors themselves in a group of groups, in their order. Pure."""
     return [

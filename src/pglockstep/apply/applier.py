@@ -23,6 +23,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 
+from pglockstep import failpoints
 from pglockstep.apply.batch import Batch, BatchBuilder, Run
 from pglockstep.apply.net import Irregular, net
 from pglockstep.apply.session import Outcome, Query, Session
@@ -115,7 +116,7 @@ class Applier:
         self._group: Counter[str] = Counter()
         self._careful = careful
         #: gathers messages into the batches that `run` takes
-        self.builder = BatchBuilder(link, progress, copied=copied)
+        self.builder = BatchBuilder(link, progress, self._table, copied=copied)
         self.builder.one_by_one = careful
         self.progress = progress
         self.transactions = 0
@@ -197,6 +198,7 @@ class Applier:
                     await self._run(run)
         if batch.commit is None:
             await self._flush()
+            failpoints.reach("apply.part")
             return
         await self._commit(Lsn(batch.commit.end_lsn), batch.commit)
         self.transactions += batch.transactions
@@ -317,6 +319,7 @@ class Applier:
         if commit is not None:
             time = datetime.fromtimestamp(unix_time(commit.commit_time), UTC).isoformat().encode()
         move: Query = (_MOVE_PROGRESS, (str(lsn).encode(), time, self._link.encode()))
+        failpoints.reach("apply.commit")
         try:
             _, done, position = await self._exchange([move, (b"COMMIT", ()), _POSITION])
         except TargetError as error:
@@ -330,6 +333,7 @@ class Applier:
             raise ApplyRefused(
                 "the target rolled a transaction back instead of committing it", hint="see the target's log"
             )
+        failpoints.reach("apply.committed")
         self._open = False
         self._staging.ended()
         self.progress = lsn

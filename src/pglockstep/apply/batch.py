@@ -9,7 +9,7 @@ every table, a TRUNCATE or a table described anew, starts another round of runs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pglockstep.apply.net import Change
 from pglockstep.apply.statements import Statement, TableWriter, truncate
@@ -95,14 +95,22 @@ class BatchBuilder:
     """Takes the stream's messages one by one; hands out batches.
 
     What begins before `position` has been applied already and is left out. `one_by_one`: every transaction is a
-    batch of its own. `copied`: tables that were copied later than the rest, and as of when.
+    batch of its own. `copied`: tables that were copied later than the rest, and as of when. `table_of` gives the
+    target's table of a name, or raises.
     """
 
     def __init__(
-        self, link: str, position: Lsn, *, copied: Mapping[QualifiedName, Lsn] | None = None
+        self,
+        link: str,
+        position: Lsn,
+        table_of: Callable[[QualifiedName], Table],
+        *,
+        copied: Mapping[QualifiedName, Lsn] | None = None,
     ) -> None:
         self._link = link
         self._copied = copied or {}
+        self._table_of = table_of
+        self._announced: dict[int, Relation] = {}
         self._writers: dict[int, TableWriter] = {}
         self._sealed: deque[Batch] = deque()
         self._ready = Batch()
@@ -138,6 +146,10 @@ class BatchBuilder:
         self._writers[relation.relation_id] = TableWriter(relation, table)
         if relation.relation_id in self._runs:
             self._runs = {}
+
+    def announce(self, relation: Relation) -> None:
+        """Note a description that was sent before the first message; the table may have gone since."""
+        self._announced[relation.relation_id] = relation
 
     def feed(self, payloads: Sequence[bytes], start: int = 0) -> int:
         """Take the messages in `payloads` from `start` on; returns the index of the first that was not taken.
@@ -220,7 +232,12 @@ class BatchBuilder:
         try:
             return self._writers[relation_id]
         except KeyError:
-            raise ProtocolViolation("the source sent a change of a table that it did not describe") from None
+            pass
+        relation = self._announced.pop(relation_id, None)
+        if relation is None:
+            raise ProtocolViolation("the source sent a change of a table that it did not describe")
+        self.describe(relation, self._table_of(QualifiedName(relation.schema, relation.name)))
+        return self._writers[relation_id]
 
     def _truncate(self, message: Truncate) -> None:
         writers = [self._writer(each) for each in message.relation_ids]

@@ -53,8 +53,6 @@ _FLUSH_BYTES = 4 << 20
 #: How often a full disk is tried again and old segments are looked for, in seconds.
 _TRY_AGAIN = 1.0
 _PRUNE_EVERY = 10.0
-#: Shares of the file system in use at which a person is told, in percent.
-LEVELS = (90, 97)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -118,10 +116,10 @@ class Journal:
             raise
         return cls(folder, lock, writer, thread, limits)
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing has ever been written to it."""
-        return self._writer.empty
+    async def extent(self) -> tuple[Lsn, Lsn] | None:
+        """From where up to where it has everything that the source sent; None if nothing was ever written to it."""
+        async with self.at_files() as writer:
+            return await self.do(lambda: writer.extent)
 
     @property
     def in_transaction(self) -> bool:

@@ -25,7 +25,7 @@ def find(folder: Path, lsn: Lsn) -> Start | None:
 
     None if the journal begins later than that, or holds nothing.
     """
-    reached = [file for file in segments.listed(folder) if file.start <= lsn]
+    reached = [file for file in segments.last_run(folder) if file.start <= lsn]
     while reached:
         with Segment.open(reached.pop()) as segment:
             if not segment.head.continues:

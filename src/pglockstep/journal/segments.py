@@ -33,13 +33,14 @@ class Head(msgspec.Struct, frozen=True):
     """What a segment says of itself: whose journal it belongs to, and where in it it stands.
 
     `start` is where the journal was complete when the segment was begun, as an integer; `continues`: that was in the
-    middle of a transaction.
+    middle of a transaction; `follows`: there is no gap between the segment before and this one.
     """
 
     format: int
     number: int
     start: int
     continues: bool
+    follows: bool
     link: str
     source: str
     created_at: datetime
@@ -67,6 +68,17 @@ def listed(folder: Path) -> list[SegmentFile]:
     return sorted(found)
 
 
+def last_run(folder: Path) -> list[SegmentFile]:
+    """The newest segments that follow on each other without a gap, oldest first."""
+    run: list[SegmentFile] = []
+    for file in reversed(listed(folder)):
+        run.append(file)
+        with Segment.open(file) as segment:
+            if not segment.head.follows:
+                break
+    return run[::-1]
+
+
 class Segment:
     """One open segment. Offsets are bytes from the start of the file."""
 
@@ -77,9 +89,9 @@ class Segment:
         self._descriptor = descriptor
 
     @classmethod
-    def create(cls, file: SegmentFile, link: str, source: str, *, continues: bool) -> Self:
+    def create(cls, file: SegmentFile, link: str, source: str, *, continues: bool, follows: bool) -> Self:
         """Begin a new one; it is on the disk when this returns."""
-        head = Head(FORMAT, file.number, int(file.start), continues, link, source, datetime.now(UTC))
+        head = Head(FORMAT, file.number, int(file.start), continues, follows, link, source, datetime.now(UTC))
         text = msgspec.json.encode(head)
         front = _front.pack(_MAGIC, len(text), zlib.crc32(text)) + text
         descriptor = os.open(file.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

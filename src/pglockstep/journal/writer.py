@@ -67,9 +67,11 @@ class Writer:
         return writer
 
     @property
-    def empty(self) -> bool:
-        """Whether there is no segment yet."""
-        return self._segment is None
+    def extent(self) -> tuple[Lsn, Lsn] | None:
+        """From where up to where the journal has everything; None if there is no segment yet."""
+        if self._segment is None:
+            return None
+        return segments.last_run(self._folder)[0].start, self.end
 
     @property
     def place(self) -> Place:
@@ -80,7 +82,7 @@ class Writer:
         """Begin the journal, or a new run of it behind a gap, with what follows `lsn`. It must not be inside a transaction."""
         self.sync()
         self.end = lsn
-        self._next_segment(continues=False)
+        self._next_segment(continues=False, follows=False)
 
     def append(self, chunk: Chunk) -> Place:
         """Write a block; returns where its messages stand. On an `OSError` it is as if it had not been tried."""
@@ -120,8 +122,7 @@ class Writer:
             path = self._segment.file.path
             self._segment.close()
             path.unlink()
-            before = segments.listed(self._folder)[-1]
-            self._segment = Segment.open(before, writable=True)
+            self._segment = Segment.open(segments.listed(self._folder)[-1], writable=True)
         self._segment.cut(offset)
         segments.sync_folder(self._folder)
         self._offset, self._open_at, self._unsynced = offset, None, 0
@@ -136,13 +137,13 @@ class Writer:
                 self._segment.close()
                 self._segment = None
 
-    def _next_segment(self, *, continues: bool) -> None:
+    def _next_segment(self, *, continues: bool, follows: bool = True) -> None:
         files = segments.listed(self._folder)
         number = files[-1].number + 1 if files else 1
         file = SegmentFile.named(self._folder, number, self.end)
         if self._segment is not None:
             self.sync()
-        fresh = Segment.create(file, self._link, self._source, continues=continues)
+        fresh = Segment.create(file, self._link, self._source, continues=continues, follows=follows)
         try:
             head = blocks.encode(blocks.catalog(list(self._descriptions.values())))
             offset = fresh.write(head, fresh.blocks_at)

@@ -1,7 +1,9 @@
 """Keeping a link level for good: the daemon's loop for one link.
 
-A transient failure is tried again with growing, jittered pauses; a refused change is repeated carefully a few
-times, so that the refusal names its statement; anything else stops the link with its sentence.
+Its two halves live apart, with the journal between them: while the target is away the source goes on being received,
+while the source is away the target gets what has been. A transient failure is tried again with growing, jittered
+pauses; a refused change is repeated carefully a few times, so that the refusal names its statement; anything else
+stops the link with its sentence.
 """
 
 from __future__ import annotations
@@ -9,20 +11,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
-from pglockstep.copy.ends import Ends
-from pglockstep.copy.source import published_tables
-from pglockstep.errors import ApplyRefused, LinkHeld, LockstepError, SourceError, TargetError
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.copy.source import end_sender, published_tables
+from pglockstep.errors import (
+    ApplyRefused,
+    LinkHeld,
+    LockstepError,
+    Side,
+    SourceError,
+    TargetError,
+    first_of,
+)
+from pglockstep.findings import demand
+from pglockstep.journal.follower import Abandoned
+from pglockstep.journal.journal import Journal
 from pglockstep.link import retention, session
-from pglockstep.link.link import Link
-from pglockstep.link.pipeline import Pipeline
+from pglockstep.link.intake import Intake
+from pglockstep.link.link import Link, demand_progress
+from pglockstep.link.outlet import Outlet
 from pglockstep.link.states import Event
-from pglockstep.postgres import catalog
-from pglockstep.postgres.connect import translate
+from pglockstep.postgres import catalog, privileges
+from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
+from pglockstep.units import Lsn
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: How often a refused change is repeated before a person is needed, and the pauses between attempts, in seconds.
 _CAREFUL_ATTEMPTS = 3
@@ -55,91 +80,226 @@ async def keep(link: Link) -> None:
         claim.release()
 
 
+class Opened(msgspec.Struct, frozen=True):
+    """One end with a session at it, and what is known of it."""
+
+    end: End
+    conn: AsyncConnection[TupleRow]
+    facts: Facts
+
+
 class Keeper:
-    """Tries again what is worth it, for as long as it lives."""
+    """Keeps both halves of a link going, each by itself: one that is away holds up no more than its own."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._lock_was_ours = False
+        #: what is in the way, by the end that it concerns; at first neither half has begun
+        self._down: dict[Side, str] = {"source": "", "target": ""}
+        #: sessions that are open already, for the first attempt of either half
+        self._first: dict[Side, Opened] = {}
+        self._source: AsyncConnection[TupleRow] | None = None
+        self._outlet: Outlet | None = None
+        self._journal: Journal | None = None
+        self._applied = Lsn(0)
+        self._flushed = Lsn(0)
 
     async def run(self) -> None:
-        """One attempt after another."""
+        """Begin, and go on until cancelled. Raises what a person must see to."""
+        async with AsyncExitStack() as stack:
+            journal, record = await self._persist(
+                "target", partial(self._begin, stack), lambda: self._link.standing.applied
+            )
+            journal.needs(self._applied)
+            self._journal = journal
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(journal.run(), name="journal")
+                    tasks.create_task(
+                        self._persist(
+                            "source", partial(self._receive, journal, record), lambda: journal.position
+                        ),
+                        name="intake",
+                    )
+                    tasks.create_task(
+                        self._persist("target", partial(self._apply, journal, record), lambda: self._applied),
+                        name="outlet",
+                    )
+                    tasks.create_task(self._carry_sequences(), name="sequences")
+                    tasks.create_task(self._watch_unpublished(record), name="unpublished")
+                    tasks.create_task(retention.watch_room(self._link, journal), name="room")
+                    await self._report()
+            except BaseExceptionGroup as group:
+                raise first_of(group) from group
+            finally:
+                self._note()
+
+    async def _persist(
+        self, side: Side, attempt: Callable[[bool], Awaitable[T]], position: Callable[[], object]
+    ) -> T:
+        """One attempt after another, until one returns; `position` tells whether the last one got anywhere."""
         tries = 0
         careful = False
         while True:
-            before = self._link.standing.applied
+            before = position()
             try:
-                await self._attempt(careful=careful)
+                return await attempt(careful)
+            except Abandoned:
+                log.info("the source sends a large transaction again", extra=self._link.about("apply.again"))
             except LockstepError as error:
                 if (task := asyncio.current_task()) and task.cancelling():
                     # a group of tasks that fails while it is cancelled forgets that it was
                     raise asyncio.CancelledError from error
-                tries = 1 if self._link.standing.applied != before else tries + 1
+                tries = 1 if position() != before else tries + 1
                 # at first start everything is told at once: a service manager tries again, a person corrects
                 if not self._lock_was_ours or not worth_another_try(error, tries):
                     raise
                 # what was refused is named by its statement next time; an end that was away needs no such care
                 careful = not error.transient
                 seconds = pause(tries, random.random())  # noqa: S311
-                self._link.standing.move(Event.END_LOST, error.message)
+                self._down[side] = error.message
+                self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
                 log.warning(
                     "%s; trying again in %.1f s", error, seconds, extra=self._link.about("link.waiting")
                 )
                 await asyncio.sleep(seconds)
 
-    async def _attempt(self, *, careful: bool) -> None:
-        """Open both ends and stream until something fails."""
+    def _is_up(self, side: Side) -> None:
+        self._down.pop(side, None)
+        if self._down:
+            self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
+        else:
+            self._link.standing.move(Event.STREAM_STARTED)
+            self._note()
+
+    async def _begin(self, stack: AsyncExitStack, careful: bool) -> tuple[Journal, LinkRecord]:
+        """Open both ends, take the lock, make the first copy if there is none, open the journal."""
         link = self._link
-        async with session.opened(link.config, "run") as ends:
-            if not await session.take_lock(ends):
-                raise await self._held_by_other(ends)
+        async with AsyncExitStack() as opening:
+            ends = await opening.enter_async_context(session.opened(link.config, "run"))
+            if not await session.take_lock(ends.target_conn, ends.target):
+                raise await self._held_by_other(ends.target_conn, ends.target)
             self._lock_was_ours = True
             record, _ = await link.ready(ends, lasting=True)
-            async with link.applying(ends, careful=careful) as pipeline:
-                link.standing.move(Event.STREAM_STARTED)
-                log.info("streaming from %s", pipeline.applier.progress, extra=link.about("stream.start"))
-                side = [
-                    asyncio.create_task(self._report(pipeline), name="report"),
-                    asyncio.create_task(self._carry_sequences(ends, pipeline), name="sequences"),
-                    asyncio.create_task(self._watch_unpublished(ends, record), name="unpublished"),
-                ]
-                try:
-                    await pipeline.run()
-                finally:
-                    for task in side:
-                        task.cancel()
-                    await asyncio.gather(*side, return_exceptions=True)
-                    link.standing.note(pipeline)
+            journal = await opening.enter_async_context(link.journal(ends.source_conn, ends.source, record))
+            assert record.progress is not None
+            self._applied = self._flushed = record.progress
+            self._first = {
+                "source": Opened(ends.source, ends.source_conn, ends.source_facts),
+                "target": Opened(ends.target, ends.target_conn, ends.target_facts),
+            }
+            stack.push_async_callback(opening.pop_all().aclose)
+        return journal, record
 
-    async def _report(self, pipeline: Pipeline) -> None:
+    @asynccontextmanager
+    async def _opened(self, side: Side) -> AsyncIterator[Opened]:
+        """A session at that end, and what the end is; closed afterwards, and with it the lock."""
+        found = self._first.pop(side, None)
+        if found is None:
+            end = dict(zip(("source", "target"), ends(self._link.config), strict=True))[side]
+            conn = await connect(end, "run")
+            try:
+                with translate(end):
+                    found = Opened(end, conn, await privileges.facts(conn))
+            except BaseException:
+                await conn.close()
+                raise
+        try:
+            yield found
+        finally:
+            await found.conn.close()
+
+    async def _receive(self, journal: Journal, record: LinkRecord, careful: bool) -> None:
+        """Receive into the journal until something fails."""
+        async with self._opened("source") as there:
+            session.demand_identity(there.end, there.facts, record)
+            demand(privileges.source_findings(there.facts, needs_slot=False))
+            with translate(there.end):
+                await end_sender(there.conn, record.slot)
+            now = msgspec.structs.replace(record, progress=self._applied)
+            await session.demand_slot(there.conn, there.end, now, await journal.extent())
+            self._source = there.conn
+            try:
+                intake = Intake(there.end, record, journal, self._flushed_by_now)
+                await intake.run(partial(self._is_up, "source"))
+            finally:
+                self._source = None
+
+    async def _apply(self, journal: Journal, record: LinkRecord, careful: bool) -> None:
+        """Apply what the journal has until something fails."""
+        link = self._link
+        async with self._opened("target") as there:
+            if not await session.take_lock(there.conn, there.end):
+                raise await self._held_by_other(there.conn, there.end)
+            with translate(there.end):
+                now = demand_progress(await progress.read(there.conn))
+            session.demand_same_link(there.end, record, now)
+            demand(privileges.target_findings(there.facts, needs_copy=False))
+            carry = partial(self._carry_now, there.conn)
+            applying = link.outlet(there.conn, there.end, there.facts, journal, carry, careful=careful)
+            async with applying as outlet:
+                self._outlet = outlet
+                self._is_up("target")
+                log.info("streaming from %s", outlet.applied, extra=link.about("stream.start"))
+                try:
+                    await outlet.run()
+                finally:
+                    self._note()
+                    self._outlet = None
+
+    def _flushed_by_now(self) -> Lsn:
+        if self._outlet is not None:
+            self._flushed = max(self._flushed, self._outlet.flushed)
+        return self._flushed
+
+    async def _report(self) -> None:
         while True:
-            self._link.standing.note(pipeline)
+            self._note()
             await asyncio.sleep(_REPORT_EVERY)
 
-    async def _carry_sequences(self, ends: Ends, pipeline: Pipeline) -> None:
+    def _note(self) -> None:
+        if self._outlet is not None:
+            self._applied = self._outlet.applied
+            self._flushed_by_now()
+        assert self._journal is not None
+        self._link.standing.note(self._journal, self._outlet)
+
+    async def _carry_sequences(self) -> None:
         """Carry sequences now and then; a failure waits for the next time."""
         while True:
             await asyncio.sleep(_SEQUENCES_EVERY)
-            try:
-                await self._link.carry_sequences(ends, pipeline.watch)
-            except LockstepError as error:
-                log.debug("sequences were not carried: %s", error, extra=self._link.about("sequences.failed"))
+            if self._outlet is not None:
+                try:
+                    await self._carry_now(self._outlet.watch)
+                except LockstepError as error:
+                    log.debug(
+                        "sequences were not carried: %s", error, extra=self._link.about("sequences.failed")
+                    )
 
-    async def _held_by_other(self, ends: Ends) -> LinkHeld:
-        with translate(ends.target):
-            held = await progress.holder(ends.target_conn)
+    async def _carry_now(self, target: AsyncConnection[TupleRow]) -> None:
+        """Carry sequences, if the source is there to tell of them."""
+        if self._source is None:
+            return
+        try:
+            await self._link.carry_sequences(self._source, target)
+        except SourceError as error:
+            log.debug("sequences were not carried: %s", error, extra=self._link.about("sequences.failed"))
+
+    async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:
+        with translate(target):
+            held = await progress.holder(conn)
         who = f"{held.application} (pid {held.pid} on the target)" if held else "another session"
         return LinkHeld(
             f"{who} holds link {self._link.config.name!r}",
             hint="stop that process first if this one is to take over; pglockstep status shows it",
         )
 
-    async def _watch_unpublished(self, ends: Ends, record: LinkRecord) -> None:
+    async def _watch_unpublished(self, record: LinkRecord) -> None:
         """Say which tables do not follow, now and whenever there are others."""
         said: list[str] = []
         while True:
             try:
-                silent = await self._unpublished(ends, record)
+                silent = await self._unpublished(self._source, record) if self._source else said
             except LockstepError as error:
                 log.debug("the catalog was not read: %s", error, extra=self._link.about("unpublished.failed"))
             else:
@@ -152,11 +312,12 @@ class Keeper:
                 said = silent
             await asyncio.sleep(_LOOK_AGAIN_EVERY)
 
-    async def _unpublished(self, ends: Ends, record: LinkRecord) -> list[str]:
+    async def _unpublished(self, conn: AsyncConnection[TupleRow], record: LinkRecord) -> list[str]:
         carries = self._link.selection.carries
-        with translate(ends.source):
-            tables = [table for table in await catalog.tables(ends.source_conn) if carries(*table.name)]
-        published = await published_tables(ends.source_conn, ends.source, record.publication)
+        source, _ = ends(self._link.config)
+        with translate(source):
+            tables = [table for table in await catalog.tables(conn) if carries(*table.name)]
+        published = await published_tables(conn, source, record.publication)
         return [str(table.name) for table in tables if table.name not in published]
 
 

@@ -20,7 +20,7 @@ from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.verify import LinkCheck, verify
 from pglockstep.postgres.connect import translate
 from pglockstep.progress import target as progress
-from pglockstep.progress.target import LinkRecord
+from pglockstep.progress.target import Holder, LinkRecord
 from pglockstep.units import Lsn
 
 
@@ -37,7 +37,9 @@ class OnceResult(msgspec.Struct, frozen=True):
 async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
     async with session.opened(link.config, "once") as ends:
-        while not await session.take_lock(ends, patience=0):
+        while link.state.daemon_pid(link.key) or not await session.take_lock(
+            ends.target_conn, ends.target, patience=0
+        ):
             if (lsn := await _holder_passed_barrier(link, ends)) is not None:
                 return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
         record, copied_rows = await link.ready(ends)
@@ -54,9 +56,9 @@ async def once(link: Link) -> OnceResult:
                     raise
                 # once more, so that the refusal names its statement
                 pipeline = await _apply_until(link, ends, barrier, careful=True)
-            transactions += pipeline.applier.transactions
-            changes += pipeline.applier.changes.total()
-            lsn = pipeline.applier.progress
+            transactions += pipeline.outlet.applier.transactions
+            changes += pipeline.outlet.applier.changes.total()
+            lsn = pipeline.outlet.applied
 
         await advance()
         check = await verify(link.config.name, ends, link.selection, record, advance)
@@ -106,15 +108,23 @@ async def _holder_passed_barrier(link: Link, ends: Ends) -> Lsn | None:
     """The progress with which the link's holder has passed a barrier set now; None if nobody holds it (any more)."""
     while True:
         with translate(ends.target):
-            held = await progress.holder(ends.target_conn)
+            held = await _holder(link, ends)
             record = await progress.read(ends.target_conn) if held else None
         if held is None:
             return None
         if record is not None and record.phase == "streaming":
-            session.demand_identity(ends, record)
+            session.demand_identity(ends.source, ends.source_facts, record)
             return await _barrier_passed(link, ends, record)
         # it is still making the first copy
         await asyncio.sleep(0.2)
+
+
+async def _holder(link: Link, ends: Ends) -> Holder | None:
+    """Who does the link's work: whoever has its lock, or this machine's daemon, which takes it as soon as it can."""
+    held = await progress.holder(ends.target_conn)
+    if held is None and (pid := link.state.daemon_pid(link.key)) is not None:
+        return Holder(pid, f"pglockstep run {link.config.name}")
+    return held
 
 
 async def _barrier_passed(link: Link, ends: Ends, record: LinkRecord) -> Lsn | None:
@@ -126,7 +136,7 @@ async def _barrier_passed(link: Link, ends: Ends, record: LinkRecord) -> Lsn | N
     while True:
         with translate(ends.target):
             now = await progress.read(ends.target_conn)
-            held = await progress.holder(ends.target_conn)
+            held = await _holder(link, ends)
         if now is not None and now.progress is not None and now.progress >= barrier:
             return now.progress
         if held is None:

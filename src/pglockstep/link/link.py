@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import psycopg
 from psycopg import AsyncConnection
@@ -25,19 +26,24 @@ from pglockstep.copy.source import end_sender
 from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import TargetError
 from pglockstep.findings import demand
+from pglockstep.journal.journal import Journal, Limits
 from pglockstep.link import session
+from pglockstep.link.intake import Intake
+from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.standing import Standing
 from pglockstep.link.states import Event
 from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres import privileges, sequences
-from pglockstep.postgres.connect import connect, fingerprint, translate, translated
+from pglockstep.postgres.connect import End, connect, ends, fingerprint, translate, translated
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.postgres.replication import ReplicationConnection
-from pglockstep.progress import copying
+from pglockstep.postgres.privileges import Facts
+from pglockstep.progress import copying, slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn, human_bytes
+from pglockstep.wal.messages import Relation
+from pglockstep.wal.pgoutput import decode
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +71,7 @@ class Link:
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         if record is not None:
-            session.demand_identity(ends, record)
+            session.demand_identity(ends.source, ends.source_facts, record)
             if record.phase == "streaming":
                 demand(privileges.source_findings(ends.source_facts, needs_slot=False))
                 demand(privileges.target_findings(ends.target_facts, needs_copy=False))
@@ -94,12 +100,13 @@ class Link:
             with translate(ends.target):
                 made = await copying.restored(ends.target_conn)
         if record is not None and made is not None:
-            await session.demand_slot(ends, record)
+            await session.demand_slot(ends.source_conn, ends.source, record)
             result = await first.resume(ends, record, wish)
         else:
             if record is not None:
                 log.info("taking back a copy that had hardly begun", extra=self.about("copy.undo"))
                 await first.undo(ends, record)
+                self.state.drop_journal(record.id)
             result = await first.copy(ends, self.config.name, wish)
         log.info(
             "copied %d rows of %d tables in %.1f s (%s, %s/s), complete as of %s",
@@ -126,65 +133,118 @@ class Link:
         barrier = await session.emit_barrier(ends, record.id)
         async with self.applying(ends, copied=copied) as pipeline:
             await pipeline.run(until=barrier)
-        return pipeline.applied
+        return pipeline.outlet.applied
 
     @asynccontextmanager
     async def applying(
         self, ends: Ends, *, careful: bool = False, copied: Mapping[QualifiedName, Lsn] | None = None
     ) -> AsyncIterator[Pipeline]:
-        """A pipeline ready to run from the target's progress; `copied` tells of tables that are ahead of it."""
+        """Both halves, ready to run from the target's progress; `copied` tells of tables that are ahead of it."""
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
-        if record is None or record.progress is None:
-            raise TargetError(
-                "the link's progress is gone from the target",
-                hint="was schema pglockstep dropped there? pglockstep teardown, empty the target, pglockstep once",
-            )
-        with translate(ends.source):
-            await end_sender(ends.source_conn, record.slot)
-        await session.demand_slot(ends, record)
-        await session.act_as_replica(ends, self.selection)
-        watch = await connect(ends.target, "watch")
-        try:
-            applier = Applier(
-                ends.target,
+        async with self.journal(ends.source_conn, ends.source, record) as journal:
+            assert record is not None
+            carry = partial(self.carry_sequences, ends.source_conn, ends.target_conn)
+            applying = self.outlet(
                 ends.target_conn,
-                record.id,
-                record.progress,
+                ends.target,
+                ends.target_facts,
+                journal,
+                carry,
                 careful=careful,
-                at_barrier=lambda: self.carry_sequences(ends, ends.target_conn),
-                catalog_conn=watch,
                 copied=copied,
             )
-            await applier.start()
-            stream = await ReplicationConnection.open(ends.source)
+            async with applying as outlet:
+                yield Pipeline(journal, Intake(ends.source, record, journal, lambda: outlet.flushed), outlet)
+
+    @asynccontextmanager
+    async def journal(
+        self, source_conn: AsyncConnection[TupleRow], source: End, record: LinkRecord | None
+    ) -> AsyncIterator[Journal]:
+        """The link's journal, from which the stream goes on without a gap; raises what says that it cannot.
+
+        Whoever calls holds the link's lock: a sender that a killed process left behind is ended.
+        """
+        record = demand_progress(record)
+        journal = await Journal.open(
+            self.state.journal(record.id), record.id, record.source_identity, Limits()
+        )
+        try:
+            if journal.cut:
+                log.info("the journal's end was cut off: %s", journal.cut, extra=self.about("journal.cut"))
+            with translate(source):
+                await end_sender(source_conn, record.slot)
+            extent = await journal.extent()
+            slot = await session.demand_slot(source_conn, source, record, extent)
+            if not slots.covers(record, slot, extent):
+                assert record.progress is not None
+                await journal.begin_at(record.progress)
+            yield journal
+        finally:
+            await journal.close()
+
+    @asynccontextmanager
+    async def outlet(
+        self,
+        conn: AsyncConnection[TupleRow],
+        target: End,
+        facts: Facts,
+        journal: Journal,
+        carry: Callable[[], Awaitable[None]],
+        *,
+        careful: bool = False,
+        copied: Mapping[QualifiedName, Lsn] | None = None,
+    ) -> AsyncIterator[Outlet]:
+        """The target's half over the session `conn`, which holds the lock, ready to run from the target's progress."""
+        await session.act_as_replica(conn, target, facts, self.selection)
+        with translate(target):
+            record = demand_progress(await progress.read(conn))
+        assert record.progress is not None
+        watch = await connect(target, "watch")
+        try:
+            reader = await journal.reader(record.progress)
             try:
-                await stream.start(record.slot, record.publication, record.progress)
-                yield Pipeline(ends.both, stream, applier, watch)
+                applier = Applier(
+                    target,
+                    conn,
+                    record.id,
+                    record.progress,
+                    careful=careful,
+                    at_barrier=carry,
+                    catalog_conn=watch,
+                    copied=copied,
+                )
+                await applier.start()
+                for description in map(decode, reader.descriptions):
+                    if isinstance(description, Relation):
+                        applier.builder.announce(description)
+                yield Outlet(target, journal, reader, applier, watch)
             finally:
-                await stream.close()
+                reader.close()
         finally:
             await watch.close()
             # a transaction that did not end belongs to nobody now
             with suppress(psycopg.Error):
-                await ends.target_conn.rollback()
+                await conn.rollback()
 
-    async def carry_sequences(self, ends: Ends, target: AsyncConnection[TupleRow]) -> None:
-        """Move the target's sequences on, over the session `target`, to where the source's stand; never backwards.
+    async def carry_sequences(
+        self, source: AsyncConnection[TupleRow], target: AsyncConnection[TupleRow]
+    ) -> None:
+        """Move the target's sequences on to where the source's stand, over a session on either end; never backwards.
 
         A sequence that a transaction of the source's has locked (TRUNCATE … RESTART IDENTITY) holds up no change
         of the stream: then none is carried now.
         """
         async with self._carrying:
             try:
-                async with ends.source_conn.transaction():
-                    await ends.source_conn.execute("SET LOCAL lock_timeout = '100ms'")
-                    there = await sequences.read(ends.source_conn)
+                async with source.transaction():
+                    await source.execute("SET LOCAL lock_timeout = '100ms'")
+                    there = await sequences.read(source)
             except psycopg.errors.LockNotAvailable:
                 return
             except psycopg.Error as error:
-                raise translated(ends.source, error) from error
-            with translate(ends.target):
+                raise translated(ends(self.config)[0], error) from error
+            with translate(ends(self.config)[1]):
                 here = await sequences.read(target)
                 late = {
                     (each.schema, each.name) for each in behind(there, here) if each.target_next is not None
@@ -194,3 +254,13 @@ class Link:
     def about(self, action: str) -> dict[str, str]:
         """What a log record of this link carries."""
         return {"action": action, "link": self.config.name}
+
+
+def demand_progress(record: LinkRecord | None) -> LinkRecord:
+    """The record, if it says how far its target is; raises `TargetError` otherwise."""
+    if record is None or record.progress is None:
+        raise TargetError(
+            "the link's progress is gone from the target",
+            hint="was schema pglockstep dropped there? pglockstep teardown, empty the target, pglockstep once",
+        )
+    return record

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pglockstep.errors import LockstepError
+from pglockstep.journal.journal import Journal
 from pglockstep.postgres import slots
 from pglockstep.postgres.connect import connect, ends, translate
 from pglockstep.progress.slots import LEVELS, near_limit
@@ -24,13 +26,15 @@ log = logging.getLogger(__name__)
 
 #: A level is left only this many percent below it: around a threshold nothing is said twice.
 _SLACK = 5
+#: Shares of the journal's file system in use at which a person is told, in percent.
+_FULL = (90, 97)
 #: How often the source is asked, in seconds.
 _ASK_EVERY = 3.0
 
 
-def level(before: int, percent: int | None) -> int:
-    """The level that stands now, of `LEVELS` or 0, after the one that stood before. Pure."""
-    reached = max((each for each in LEVELS if percent is not None and percent >= each), default=0)
+def level(before: int, percent: int | None, levels: Sequence[int] = LEVELS) -> int:
+    """The level that stands now, of `levels` or 0, after the one that stood before. Pure."""
+    reached = max((each for each in levels if percent is not None and percent >= each), default=0)
     if percent is not None and reached < before and percent > before - _SLACK:
         return before
     return reached
@@ -59,3 +63,19 @@ async def watch(link: Link) -> None:
         except LockstepError as error:
             log.debug("the slot was not read: %s", error, extra=link.about("slot.failed"))
             await asyncio.sleep(_ASK_EVERY)
+
+
+async def watch_room(link: Link, journal: Journal) -> None:
+    """Warn once whenever the file system of the journal reaches a level, until cancelled."""
+    stands = 0
+    while True:
+        percent = journal.usage
+        before, stands = stands, level(stands, percent, _FULL)
+        if stands > before:
+            log.warning(
+                "the disk of the journal (%s) is %d %% full: when no room is left, receiving waits and the source keeps its WAL",
+                journal.folder,
+                percent,
+                extra=link.about("journal.room"),
+            )
+        await asyncio.sleep(_ASK_EVERY)

@@ -13,9 +13,12 @@ from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
+from pglockstep.errors import IdentityChanged
 from pglockstep.findings import demand
 from pglockstep.postgres import privileges
-from pglockstep.postgres.connect import connect, describe, ends, translate
+from pglockstep.postgres.connect import End, connect, describe, ends, translate
+from pglockstep.postgres.privileges import Facts
+from pglockstep.postgres.slots import Slot
 from pglockstep.postgres.slots import read as read_slot
 from pglockstep.progress import slots
 from pglockstep.progress import target as progress
@@ -46,28 +49,41 @@ async def opened(link: LinkConfig, purpose: str) -> AsyncIterator[Ends]:
         await source_conn.close()
 
 
-async def take_lock(ends: Ends, *, patience: float = _DYING) -> bool:
+async def take_lock(conn: AsyncConnection, target: End, *, patience: float = _DYING) -> bool:
     """Take the link's lock; waits `patience` seconds for a session that a killed process left behind."""
     deadline = asyncio.get_running_loop().time() + patience
     while True:
-        with translate(ends.target):
-            if await progress.take_lock(ends.target_conn):
+        with translate(target):
+            if await progress.take_lock(conn):
                 return True
         if asyncio.get_running_loop().time() >= deadline:
             return False
         await asyncio.sleep(0.1)
 
 
-def demand_identity(ends: Ends, record: LinkRecord) -> None:
+def demand_identity(source: End, facts: Facts, record: LinkRecord) -> None:
     """Raise `IdentityChanged` unless the source is the very database that this target was copied from."""
-    demand(slots.identity_findings(record, ends.source_facts.identity, describe(ends.source.conninfo)))
+    demand(slots.identity_findings(record, facts.identity, describe(source.conninfo)))
 
 
-async def demand_slot(ends: Ends, record: LinkRecord) -> None:
-    """Raise `SourceLacks` unless the slot can go on from the target's progress without a gap."""
-    with translate(ends.source):
-        slot = await read_slot(ends.source_conn, record.slot)
-    demand(slots.slot_findings(record, slot))
+def demand_same_link(target: End, known: LinkRecord, found: LinkRecord) -> None:
+    """Raise `IdentityChanged` unless the target still belongs to the link that it did."""
+    if found.id != known.id:
+        raise IdentityChanged(
+            f"the target ({describe(target.conninfo)}) belongs to another link now: it was {known.id}, it is {found.id}",
+            hint="was it torn down and copied anew? then start this daemon again",
+        )
+
+
+async def demand_slot(
+    conn: AsyncConnection, source: End, record: LinkRecord, journal: tuple[Lsn, Lsn] | None = None
+) -> Slot:
+    """The link's slot; raises `SourceLacks` unless slot and `journal` can go on from the target's progress without a gap."""
+    with translate(source):
+        slot = await read_slot(conn, record.slot)
+    demand(slots.slot_findings(record, slot, journal))
+    assert slot is not None
+    return slot
 
 
 async def emit_barrier(ends: Ends, link: str) -> Lsn:
@@ -91,14 +107,14 @@ async def source_position(conn: AsyncConnection) -> Lsn:
     return position
 
 
-async def act_as_replica(ends: Ends, selection: Selection) -> None:
+async def act_as_replica(conn: AsyncConnection, target: End, facts: Facts, selection: Selection) -> None:
     """Prepare the target's session for applying: triggers and foreign keys stay quiet, commits do not wait for the disk.
 
     Progress commits with the rows, so what a crash of the target forgets, it forgets together.
     """
-    allowed = await privileges.can_act_as_replica(ends.target_conn)
-    await demand_quiet(ends.target_conn, ends.target, ends.target_facts, selection, replica=allowed)
-    with translate(ends.target):
-        await ends.target_conn.execute("SET synchronous_commit = off")
+    allowed = await privileges.can_act_as_replica(conn)
+    await demand_quiet(conn, target, facts, selection, replica=allowed)
+    with translate(target):
+        await conn.execute("SET synchronous_commit = off")
         if allowed:
-            await ends.target_conn.execute("SET session_replication_role = replica")
+            await conn.execute("SET session_replication_role = replica")

@@ -8,7 +8,8 @@ import time
 
 from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import ConfigError
-from pglockstep.link.pipeline import BEHIND_AFTER, Pipeline
+from pglockstep.journal.journal import Journal
+from pglockstep.link.outlet import BEHIND_AFTER, Outlet
 from pglockstep.link.states import Event, State, after
 from pglockstep.link.verify import LinkCheck
 from pglockstep.observe.state import LinkStatus, StateDirectory
@@ -26,6 +27,7 @@ class Standing:
         self._status = state.load(key) or LinkStatus()
         self._noted_changes = 0
         self._noted_at = time.monotonic()
+        self._level_at = time.monotonic()
         self.now = State.NEW
 
     @property
@@ -57,19 +59,25 @@ class Standing:
             self._status.reason = f"copying {how_far.phase}: {how_far.share:.0%} of the rows are there"
             self._save()
 
-    def note(self, pipeline: Pipeline) -> None:
-        """Write down how far a running pipeline is."""
-        self.now = after(
-            self.now, Event.FELL_BEHIND if pipeline.lag_seconds > BEHIND_AFTER else Event.LEVELLED
-        )
-        status, applier = self._status, pipeline.applier
-        changes, now = applier.changes.total(), time.monotonic()
+    def note(self, journal: Journal, outlet: Outlet | None) -> None:
+        """Write down how far the halves of a running link are; without an `outlet` the target is away."""
+        status, now = self._status, time.monotonic()
+        status.received_lsn = str(journal.position)
+        if outlet is None:
+            status.lag_seconds = round(now - self._level_at, 3)
+            status.rows_per_second = 0.0
+            self._save()
+            return
+        if not outlet.lag_seconds:
+            self._level_at = now
+        self.now = after(self.now, Event.FELL_BEHIND if outlet.lag_seconds > BEHIND_AFTER else Event.LEVELLED)
+        applier = outlet.applier
+        changes = applier.changes.total()
         if changes >= self._noted_changes and now > self._noted_at:
             status.rows_per_second = round((changes - self._noted_changes) / (now - self._noted_at), 1)
         self._noted_changes, self._noted_at = changes, now
-        status.received_lsn = str(pipeline.received)
         status.applied_lsn = str(applier.progress)
-        status.lag_seconds = round(pipeline.lag_seconds, 3)
+        status.lag_seconds = round(outlet.lag_seconds, 3)
         status.last_applied_at = applier.last_applied_at or status.last_applied_at
         self._save()
 

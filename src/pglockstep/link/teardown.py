@@ -34,21 +34,25 @@ async def teardown(link: LinkConfig, state: StateDirectory) -> Removed:
             hint=f"stop it first: kill {pid}, then teardown again",
         )
     async with session.opened(link, "teardown") as ends:
-        if not await session.take_lock(ends):
+        if not await session.take_lock(ends.target_conn, ends.target):
             raise LinkHeld(
                 f"another process holds link {link.name!r}", hint="stop it first; pglockstep status shows it"
             )
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         if record is None:
-            slot = await _forgotten_by_the_target(ends, state.load(key))
+            status = state.load(key)
+            slot = await _forgotten_by_the_target(ends, status)
             state.forget(key)
+            if status is not None and status.link_id:
+                state.drop_journal(status.link_id)
             return Removed(link.name, slot, 0)
-        session.demand_identity(ends, record)
+        session.demand_identity(ends.source, ends.source_facts, record)
         with translate(ends.target):
             changed = await progress.identities(ends.target_conn)
         half_made = await first.undo(ends, record, leave_tables=True)
         state.forget(key)
+        state.drop_journal(record.id)
         return Removed(link.name, record.slot, len(changed), half_made)
 
 

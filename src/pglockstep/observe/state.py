@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import time
 from contextlib import closing, suppress
@@ -95,6 +96,14 @@ class StateDirectory:
         """Remove what is remembered of a link."""
         with closing(self._connect()) as conn:
             conn.execute("DELETE FROM link WHERE key = ?", [key])
+
+    def journal(self, link_id: str) -> Path:
+        """Where the journal of a link is kept."""
+        return self._path / "journal" / link_id
+
+    def drop_journal(self, link_id: str) -> None:
+        """Remove a link's journal: the link is no more."""
+        shutil.rmtree(self.journal(link_id), ignore_errors=True)
 
     def claim(self, key: str) -> Claim | None:
         """Claim a link's daemon on this machine; None if another living process has it."""

@@ -12,7 +12,7 @@ from pglockstep.errors import IdentityChanged
 from pglockstep.findings import Finding
 from pglockstep.postgres.slots import Slot
 from pglockstep.progress.target import LinkRecord
-from pglockstep.units import human_bytes
+from pglockstep.units import Lsn, human_bytes
 
 _error = partial(Finding, side="source", severity="error")
 _warning = partial(Finding, side="source", severity="warning")
@@ -35,8 +35,13 @@ def identity_findings(record: LinkRecord, identity: str, where: str) -> Iterator
         )
 
 
-def slot_findings(record: LinkRecord, slot: Slot | None) -> Iterator[Finding]:
-    """Whether the slot can go on from the target's progress without a gap, and for how long."""
+def slot_findings(
+    record: LinkRecord, slot: Slot | None, journal: tuple[Lsn, Lsn] | None = None
+) -> Iterator[Finding]:
+    """Whether the stream can go on from the target's progress without a gap, and for how long.
+
+    `journal`: from where up to where our journal has what the source sent; None if there is none here.
+    """
     if slot is None:
         yield _error(
             code="slot_gone",
@@ -45,25 +50,41 @@ def slot_findings(record: LinkRecord, slot: Slot | None) -> Iterator[Finding]:
             fix=f"copy anew: {_AGAIN}",
         )
         return
-    if record.progress is not None and slot.written < record.progress:
+    known = max((each for each in (record.progress, journal and journal[1]) if each), default=None)
+    if known is not None and slot.written < known:
         yield _error(
             code="source_older",
-            message=f"the source is older than what the target already has from it: its WAL ends at {slot.written}, the target "
-            f"is complete up to {record.progress}; was the source restored from an older copy? nothing was copied",
+            message=f"the source is older than what the target already has from it: its WAL ends at {slot.written}, what came "
+            f"from it reaches up to {known}; was the source restored from an older copy? nothing was copied",
             fix=f"put the newer source back; or, if this one is meant: {_AGAIN}",
             raises=IdentityChanged,
         )
     if slot.lost:
         yield slot_lost(slot)
         return
-    if slot.confirmed is not None and record.progress is not None and slot.confirmed > record.progress:
+    if leaves_a_gap(record, slot, journal):
         yield _error(
             code="slot_ahead",
             message=f"the target is complete up to {record.progress} only, but the source has forgotten everything before "
-            f"{slot.confirmed}: was the target restored from an older copy?",
-            fix=f"copy anew: {_AGAIN}",
+            f"{slot.confirmed}, and no journal here has what lies between: was the target restored from an older copy, or the "
+            "state directory lost?",
+            fix=f"run where the journal is (state_dir), or copy anew: {_AGAIN}",
         )
     yield from near_limit(slot)
+
+
+def covers(record: LinkRecord, slot: Slot, journal: tuple[Lsn, Lsn] | None) -> bool:
+    """Whether the journal has everything from the target's progress up to what the slot still gives. Pure."""
+    if journal is None or record.progress is None:
+        return False
+    return journal[0] <= record.progress and (slot.confirmed is None or slot.confirmed <= journal[1])
+
+
+def leaves_a_gap(record: LinkRecord, slot: Slot, journal: tuple[Lsn, Lsn] | None) -> bool:
+    """Whether there are transactions that neither the target, nor the journal, nor the slot has any more. Pure."""
+    if record.progress is None or slot.confirmed is None or slot.confirmed <= record.progress:
+        return False
+    return not covers(record, slot, journal)
 
 
 def slot_lost(slot: Slot) -> Finding:

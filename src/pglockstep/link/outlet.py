@@ -1,0 +1,197 @@
+"""The target's half of a link: what the journal has, gathered into batches beside the target's work on those before.
+
+Bounded in bytes by the size of a batch: one is being applied, one waits, one is being gathered, and the rest stays
+in the journal. While nothing is in flight, progress follows the source's own position, or a quiet database would
+pin the WAL of a busy server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep import failpoints
+from pglockstep.apply.applier import Applier
+from pglockstep.apply.batch import Batch
+from pglockstep.errors import LockstepError, TargetUnreachable, first_of
+from pglockstep.journal.follower import Abandoned, Follower
+from pglockstep.journal.journal import Journal
+from pglockstep.postgres.connect import End, describe, translate
+from pglockstep.units import Lsn
+from pglockstep.wal.messages import Relation
+from pglockstep.wal.pgoutput import decode
+
+#: So many bytes of changes are applied at once; more are gathered until the source pauses for so long, in
+#: seconds, but no longer than that.
+_FEW = 32 << 10
+_PAUSE = 0.002
+_LONGEST_GATHERING = 0.05
+#: How long progress may lag behind an idle source's position before it is written, in seconds.
+_IDLE_PROGRESS = 5.0
+#: How often the target is asked what it has flushed, and for a sign of life while there is nothing to ask, in seconds.
+_ASK_EVERY = 0.5
+_ASK_IDLE_EVERY = 5.0
+#: How long a change may wait to be applied before the link counts as behind, in seconds.
+BEHIND_AFTER = 3.0
+
+
+class Outlet:
+    """Applies what `reader` reads from `journal` by `applier`; `watch` is a second session of the target's."""
+
+    def __init__(
+        self,
+        target: End,
+        journal: Journal,
+        reader: Follower,
+        applier: Applier,
+        watch: AsyncConnection[TupleRow],
+    ) -> None:
+        self._target = target
+        self._journal = journal
+        self._reader = reader
+        self.applier = applier
+        self.watch = watch
+        self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._asked_at = time.monotonic()
+        self._idle_since = time.monotonic()
+        self._unapplied_since: float | None = None
+        self._failed: Exception | None = None
+        #: how far the target has everything on its disk
+        self.flushed = Lsn(0)
+
+    @property
+    def applied(self) -> Lsn:
+        """The target is complete up to here."""
+        return self.applier.progress
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the oldest change that has been taken has been waiting to be applied."""
+        return 0.0 if self._unapplied_since is None else time.monotonic() - self._unapplied_since
+
+    async def run(self, until: Lsn | None = None) -> None:
+        """Apply for ever, or until the target is complete up to `until`. Raises the first error."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                side = [
+                    tasks.create_task(self._read(), name="read"),
+                    tasks.create_task(self._ask(), name="flushed"),
+                ]
+                await self._apply(until)
+                for task in side:
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group
+
+    async def _read(self) -> None:
+        """Gather until it fails; the target first completes what was taken before, and then hears of the failure.
+
+        An exchange that is cut short would end the target's session, and with it the link's lock.
+        """
+        try:
+            while True:
+                await self._take(await self._reader.read())
+        except (LockstepError, Abandoned) as error:
+            self._failed = error
+            self._arrived.set()
+
+    async def _take(self, messages: Sequence[bytes]) -> None:
+        if self._unapplied_since is None:
+            self._unapplied_since = time.monotonic()
+        builder = self.applier.builder
+        at = 0
+        while (at := builder.feed(messages, at)) < len(messages):
+            if builder.full > 1:
+                # one waits for the target's next turn; the rest stays in the journal
+                self._arrived.set()
+                self._taken.clear()
+                await self._taken.wait()
+                continue
+            relation = decode(messages[at])
+            assert isinstance(relation, Relation)
+            await self.applier.describe(relation)
+            at += 1
+        self._arrived.set()
+
+    async def _apply(self, until: Lsn | None) -> None:
+        builder = self.applier.builder
+        while until is None or self.applier.progress < until:
+            batch = await self._next()
+            if batch is not None:
+                failpoints.reach("apply.begin")
+                await self.applier.run(batch)
+                self._idle_since = time.monotonic()
+            if not builder.ready and not self.applier.in_transaction:
+                self._unapplied_since = None
+                await self._follow(until)
+
+    async def _next(self) -> Batch | None:
+        """The next batch; None if there is none, but something was read or heard, or a while has passed.
+
+        A few changes go at once. Where many have gathered, more are on their way: the target does better with
+        larger batches, so these are waited for until the source pauses, for a moment and no longer.
+        """
+        builder = self.applier.builder
+        began = time.monotonic()
+        patience = _IDLE_PROGRESS
+        while not builder.full:
+            if builder.ready:
+                left = began + _LONGEST_GATHERING - time.monotonic()
+                if builder.size <= _FEW or left <= 0 or self._failed:
+                    break
+                patience = min(_PAUSE, left)
+            elif self._failed:
+                raise self._failed
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._arrived.wait()
+            except TimeoutError:
+                break
+            if not builder.ready:
+                return None
+        self._taken.set()
+        return builder.seal() if builder.ready else None
+
+    async def _follow(self, until: Lsn | None) -> None:
+        """Nothing is in flight: the target is complete up to the source's own position."""
+        if not self._reader.level or self._journal.in_transaction:
+            return
+        position = self._journal.position
+        idle = time.monotonic() - self._idle_since
+        if position > self.applier.progress and (
+            (until is not None and position >= until) or idle >= _IDLE_PROGRESS
+        ):
+            failpoints.reach("progress.move")
+            await self.applier.move_progress(position)
+            self._idle_since = time.monotonic()
+
+    async def _ask(self) -> None:
+        while True:
+            await asyncio.sleep(_ASK_EVERY)
+            if self.applier.unflushed or time.monotonic() - self._asked_at >= _ASK_IDLE_EVERY:
+                await self.learn_flushed()
+
+    async def learn_flushed(self) -> None:
+        """Ask the target how far its WAL is on its disk, and with it our commits."""
+        self._asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self._target.silence_timeout):
+                with translate(self._target):
+                    cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()")
+                    row = await cursor.fetchone()
+        except TimeoutError:
+            raise TargetUnreachable(
+                f"the target has been silent for {self._target.silence_timeout:.0f} s",
+                hint=f"is {describe(self._target.conninfo)} alive? the link reconnects by itself",
+            ) from None
+        assert row is not None
+        unflushed = self.applier.unflushed
+        while unflushed and unflushed[0].target <= row[0]:
+            self.flushed = unflushed.popleft().source
+        self._journal.needs(self.flushed)
