@@ -23,7 +23,8 @@ CONTINUES, OPEN, DESCRIBES = 1, 2, 4
 #: It stands at a segment's head and repeats the descriptions that are in force there.
 CATALOG = 8
 
-_MAGIC = b"PGLb"
+#: How a block begins.
+MAGIC = b"PGLb"
 _PLAIN, _LZ4 = 0, 1
 _layout = Struct("<4sBBHIIIIQQqI")
 HEADER_SIZE = _layout.size
@@ -139,7 +140,7 @@ def encode(chunk: Chunk) -> list[bytes]:
     if len(stored) >= len(raw):
         stored, codec = raw, _PLAIN
     fields = (
-        _MAGIC, chunk.flags, codec, 0, len(stored), len(raw), len(lengths), chunk.transactions,
+        MAGIC, chunk.flags, codec, 0, len(stored), len(raw), len(lengths), chunk.transactions,
         chunk.first, chunk.end, chunk.commit_time,
     )  # fmt: skip
     bare = _layout.pack(*fields, 0)
@@ -151,7 +152,7 @@ def header(data: bytes) -> Header:
     if len(data) < HEADER_SIZE:
         raise Damaged("a block's header is cut short")
     magic, flags, codec, zero, *rest = _layout.unpack_from(data)
-    if magic != _MAGIC or codec not in (_PLAIN, _LZ4) or zero:
+    if magic != MAGIC or codec not in (_PLAIN, _LZ4) or zero:
         raise Damaged("there is no block where one should start")
     return Header(flags, codec, *rest)
 
@@ -178,7 +179,7 @@ def verify(found: Header, stored: bytes) -> None:
     if len(stored) < found.stored:
         raise Damaged("a block is cut short")
     bare = _layout.pack(
-        _MAGIC, found.flags, found.codec, 0, found.stored, found.raw, found.messages, found.transactions,
+        MAGIC, found.flags, found.codec, 0, found.stored, found.raw, found.messages, found.transactions,
         found.first, found.end, found.commit_time, 0,
     )  # fmt: skip
     if zlib.crc32(stored, zlib.crc32(bare)) != found.checksum:

@@ -26,6 +26,8 @@ FORMAT = 1
 
 _MAGIC = b"PGLSJRNL"
 _front = Struct("<8sII")
+#: More bytes than any head has.
+_LONGEST_HEAD = 4096
 _NAME = re.compile(r"([0-9]{8})-([0-9A-F]{16})\.journal")
 
 
@@ -66,6 +68,18 @@ def listed(folder: Path) -> list[SegmentFile]:
         if name := _NAME.fullmatch(path.name):
             found.append(SegmentFile(int(name[1]), Lsn(int(name[2], 16)), path))
     return sorted(found)
+
+
+def was_just_begun(file: SegmentFile) -> bool:
+    """Whether a crash left a segment behind whose head is not whole: nothing was ever written behind it."""
+    size = file.path.stat().st_size
+    if size > _LONGEST_HEAD:
+        return False
+    content = file.path.read_bytes()
+    if len(content) < _front.size:
+        return True
+    length: int = _front.unpack_from(content)[1]
+    return size < _front.size + length and blocks.MAGIC not in content
 
 
 def last_run(folder: Path) -> list[SegmentFile]:
@@ -237,14 +251,14 @@ def examine(segment: Segment, *, thoroughly: bool, last: bool) -> Extent:
 def _more_behind(segment: Segment, offset: int) -> bool:
     """Whether a whole block stands somewhere behind the bad one at `offset`: then it is not the torn end."""
     behind = os.pread(segment._descriptor, segment.size - offset, offset)
-    at = behind.find(b"PGLb", 1)
+    at = behind.find(blocks.MAGIC, 1)
     while at >= 0:
         try:
             header = blocks.header(behind[at : at + HEADER_SIZE])
             blocks.verify(header, behind[at + HEADER_SIZE : at + header.size])
             return True
         except Damaged:
-            at = behind.find(b"PGLb", at + 1)
+            at = behind.find(blocks.MAGIC, at + 1)
     return False
 
 

@@ -49,6 +49,10 @@ class Writer:
         files = segments.listed(folder)
         while files and writer._segment is None:
             file = files.pop()
+            if segments.was_just_begun(file):
+                writer.cut = writer.cut or "a segment that was just begun"
+                file.path.unlink()
+                continue
             segment = Segment.open(file, writable=True)
             extent = segments.examine(segment, thoroughly=True, last=True)
             writer.cut = writer.cut or extent.torn
