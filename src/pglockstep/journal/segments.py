@@ -10,6 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from struct import Struct
@@ -210,6 +211,14 @@ class Extent(msgspec.Struct):
     messages: int = 0
     raw: int = 0
     torn: str = ""
+
+
+def newest_head(folder: Path) -> Head | None:
+    """What the newest segment that can be read says of itself; None if there is none."""
+    for file in reversed(listed(folder) if folder.is_dir() else []):
+        with suppress(JournalDamaged), Segment.open(file) as segment:
+            return segment.head
+    return None
 
 
 def examine(segment: Segment, *, thoroughly: bool, last: bool) -> Extent:

@@ -27,7 +27,9 @@ from pglockstep.errors import (
     LockstepError,
     Side,
     SourceError,
+    TargetBusy,
     TargetError,
+    TargetUnreachable,
     first_of,
 )
 from pglockstep.findings import demand
@@ -93,7 +95,7 @@ class Keeper:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._lock_was_ours = False
+        self._began = False
         #: what is in the way, by the end that it concerns; at first neither half has begun
         self._down: dict[Side, str] = {"source": "", "target": ""}
         #: sessions that are open already, for the first attempt of either half
@@ -107,9 +109,12 @@ class Keeper:
     async def run(self) -> None:
         """Begin, and go on until cancelled. Raises what a person must see to."""
         async with AsyncExitStack() as stack:
-            journal, record = await self._persist(
-                "target", partial(self._begin, stack), lambda: self._link.standing.applied
-            )
+            try:
+                journal, record = await self._persist(
+                    "target", partial(self._begin, stack), lambda: self._link.standing.applied
+                )
+            except (TargetUnreachable, TargetBusy) as error:
+                journal, record = await self._begin_without_target(stack, error)
             journal.needs(self._applied)
             self._journal = journal
             try:
@@ -152,17 +157,18 @@ class Keeper:
                     raise asyncio.CancelledError from error
                 tries = 1 if position() != before else tries + 1
                 # at first start everything is told at once: a service manager tries again, a person corrects
-                if not self._lock_was_ours or not worth_another_try(error, tries):
+                if not self._began or not worth_another_try(error, tries):
                     raise
                 # what was refused is named by its statement next time; an end that was away needs no such care
                 careful = not error.transient
                 seconds = pause(tries, random.random())  # noqa: S311
-                self._down[side] = error.message
-                self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
-                log.warning(
-                    "%s; trying again in %.1f s", error, seconds, extra=self._link.about("link.waiting")
-                )
+                self._went_down(side, error, seconds)
                 await asyncio.sleep(seconds)
+
+    def _went_down(self, side: Side, error: LockstepError, seconds: float) -> None:
+        self._down[side] = error.message
+        self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
+        log.warning("%s; trying again in %.1f s", error, seconds, extra=self._link.about("link.waiting"))
 
     def _is_up(self, side: Side) -> None:
         self._down.pop(side, None)
@@ -179,7 +185,7 @@ class Keeper:
             ends = await opening.enter_async_context(session.opened(link.config, "run"))
             if not await session.take_lock(ends.target_conn, ends.target):
                 raise await self._held_by_other(ends.target_conn, ends.target)
-            self._lock_was_ours = True
+            self._began = True
             record, _ = await link.ready(ends, lasting=True)
             journal = await opening.enter_async_context(link.journal(ends.source_conn, ends.source, record))
             assert record.progress is not None
@@ -190,6 +196,27 @@ class Keeper:
             }
             stack.push_async_callback(opening.pop_all().aclose)
         return journal, record
+
+    async def _begin_without_target(
+        self, stack: AsyncExitStack, error: TargetError
+    ) -> tuple[Journal, LinkRecord]:
+        """Receive into the journal that a former run left; raises `error` if there is none, for then nothing is known.
+
+        The lock cannot be had, so that nobody else's sender is ended; what is received does no harm to anybody.
+        """
+        link = self._link
+        known = link.known()
+        if known is None:
+            raise error
+        journal = await link.open_journal(known)
+        stack.push_async_callback(journal.close)
+        extent = await journal.extent()
+        if extent is None:
+            raise error
+        self._went_down("target", error, 0.0)
+        self._applied = self._flushed = extent[0]
+        self._began = True
+        return journal, known
 
     @asynccontextmanager
     async def _opened(self, side: Side) -> AsyncIterator[Opened]:
@@ -214,8 +241,10 @@ class Keeper:
         async with self._opened("source") as there:
             session.demand_identity(there.end, there.facts, record)
             demand(privileges.source_findings(there.facts, needs_slot=False))
-            with translate(there.end):
-                await end_sender(there.conn, record.slot)
+            if self._outlet is not None:
+                # the lock is ours: a sender of this slot can only be one that its server has not missed yet
+                with translate(there.end):
+                    await end_sender(there.conn, record.slot)
             now = msgspec.structs.replace(record, progress=self._applied)
             await session.demand_slot(there.conn, there.end, now, await journal.extent())
             self._source = there.conn

@@ -27,6 +27,7 @@ from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import TargetError
 from pglockstep.findings import demand
 from pglockstep.journal.journal import Journal, Limits
+from pglockstep.journal.segments import newest_head
 from pglockstep.link import session
 from pglockstep.link.intake import Intake
 from pglockstep.link.outlet import Outlet
@@ -166,12 +167,8 @@ class Link:
         Whoever calls holds the link's lock: a sender that a killed process left behind is ended.
         """
         record = demand_progress(record)
-        journal = await Journal.open(
-            self.state.journal(record.id), record.id, record.source_identity, Limits()
-        )
+        journal = await self.open_journal(record)
         try:
-            if journal.cut:
-                log.info("the journal's end was cut off: %s", journal.cut, extra=self.about("journal.cut"))
             with translate(source):
                 await end_sender(source_conn, record.slot)
             extent = await journal.extent()
@@ -182,6 +179,23 @@ class Link:
             yield journal
         finally:
             await journal.close()
+
+    async def open_journal(self, record: LinkRecord) -> Journal:
+        """The link's journal as it is."""
+        journal = await Journal.open(
+            self.state.journal(record.id), record.id, record.source_identity, Limits()
+        )
+        if journal.cut:
+            log.info("the journal's end was cut off: %s", journal.cut, extra=self.about("journal.cut"))
+        return journal
+
+    def known(self) -> LinkRecord | None:
+        """The link as this machine remembers it while its target is away: without progress. None if it does not."""
+        link_id = self.standing.link_id
+        head = newest_head(self.state.journal(link_id)) if link_id else None
+        if head is None:
+            return None
+        return LinkRecord(head.link, self.config.name, head.source, "streaming", head.created_at)
 
     @asynccontextmanager
     async def outlet(

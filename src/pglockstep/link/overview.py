@@ -140,7 +140,7 @@ def _measure_lag(found: LinkOverview, status: LinkStatus, record: LinkRecord | N
             found.lag_seconds = round((datetime.now(UTC) - status.updated_at).total_seconds(), 3)
         return
     found.lag_bytes = max(0, Lsn.parse(found.source.wal_lsn) - Lsn.parse(found.applied_lsn))
-    if daemon and found.state == State.STREAMING:
+    if daemon and (found.state == State.STREAMING or record is None):
         found.lag_seconds = status.lag_seconds
     elif record is not None and record.written_at is not None:
         age = (datetime.now(UTC) - record.written_at).total_seconds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
+from datetime import UTC, datetime
 
 from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import ConfigError
@@ -27,7 +28,6 @@ class Standing:
         self._status = state.load(key) or LinkStatus()
         self._noted_changes = 0
         self._noted_at = time.monotonic()
-        self._level_at = time.monotonic()
         self.now = State.NEW
 
     @property
@@ -64,12 +64,13 @@ class Standing:
         status, now = self._status, time.monotonic()
         status.received_lsn = str(journal.position)
         if outlet is None:
-            status.lag_seconds = round(now - self._level_at, 3)
+            if status.level_at is not None:
+                status.lag_seconds = round((datetime.now(UTC) - status.level_at).total_seconds(), 3)
             status.rows_per_second = 0.0
             self._save()
             return
         if not outlet.lag_seconds:
-            self._level_at = now
+            status.level_at = datetime.now(UTC)
         self.now = after(self.now, Event.FELL_BEHIND if outlet.lag_seconds > BEHIND_AFTER else Event.LEVELLED)
         applier = outlet.applier
         changes = applier.changes.total()

@@ -32,6 +32,8 @@ class LinkStatus(msgspec.Struct, kw_only=True):
     applied_lsn: str | None = None
     lag_seconds: float | None = None
     last_applied_at: datetime | None = None
+    #: when the target last had everything that had been received
+    level_at: datetime | None = None
     rows_per_second: float = 0.0
     tables: int | None = None
     rows: int | None = None

@@ -1,0 +1,84 @@
+"""The daemon with the target away: it goes on receiving, the source may forget, and the target levels when it is back."""
+
+from __future__ import annotations
+
+import json
+
+from fix_servers import Cli, Connection, Pair, wait_until
+from fix_workload import SCHEMA
+from test_run import daemon, ends_identical
+
+
+def confirmed(source: Connection) -> int:
+    """How far the source was told that everything is durable, in bytes of WAL behind its end."""
+    row = source.execute(
+        "SELECT pg_current_wal_lsn() - confirmed_flush_lsn FROM pg_replication_slots WHERE database = current_database()"
+    )
+    found = row.fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def test_receives_while_the_target_is_away(pair: Pair, cli: Cli) -> None:
+    """The target stopped for long: the source is told to forget, the daemon may die and start, and nothing is lost."""
+    source = pair.on_source()
+    source.execute(SCHEMA.encode())
+    source.execute("CREATE TABLE big (id serial PRIMARY KEY, v text)")
+    ends = ("--source", pair.source, "--target", pair.target)
+    fill = "INSERT INTO big (v) SELECT md5(n::text) FROM generate_series(1, 1000) AS n"
+    with daemon(cli, pair) as running:
+        pair.target_server.stop("fast")
+        for _ in range(20):
+            source.execute(fill)
+        wait_until(lambda: confirmed(source) < 100_000, 20, "the source to be told")
+        assert running.status()["state"] == "waiting"
+        running.kill()
+    for _ in range(10):
+        source.execute(fill)
+    second = cli.start("run", *ends)
+    wait_until(lambda: confirmed(source) < 100_000, 30, "the source to be told by another daemon")
+    found = json.loads(cli("status", *ends, "--json").stdout)["links"][0]
+    assert (found["state"], found["daemon_alive"]) == ("waiting", True)
+    assert found["lag_seconds"] > 0
+    pair.target_server.start()
+    target = pair.on_target()
+    wait_until(lambda: target.execute("SELECT FROM big").rowcount == 30_000, 40, "the target to level")
+    assert cli("check", *ends).returncode == 0
+    second.terminate()
+    assert second.wait(20) == 0
+    ends_identical(cli, pair)
+
+
+def test_without_a_journal_a_target_that_is_away_is_refused(pair: Pair, cli: Cli) -> None:
+    """Nothing is known of the link yet: the daemon ends at once with 5."""
+    pair.target_server.stop("fast")
+    try:
+        done = cli("run", "--source", pair.source, "--target", pair.target)
+        assert done.returncode == 5, done.stderr
+    finally:
+        pair.target_server.start()
+
+
+def test_once_uses_what_a_daemon_received(pair: Pair, cli: Cli) -> None:
+    """What only the journal has, because the target was away, is applied by `once` too; elsewhere it is a gap, told as one."""
+    source = pair.on_source()
+    source.execute("CREATE TABLE big (id serial PRIMARY KEY, v text)")
+    with daemon(cli, pair) as running:
+        pair.target_server.stop("fast")
+        for _ in range(20):
+            source.execute("INSERT INTO big (v) SELECT md5(n::text) FROM generate_series(1, 1000) AS n")
+        wait_until(lambda: confirmed(source) < 100_000, 20, "the source to be told")
+        running.kill()
+    pair.target_server.start()
+    elsewhere = cli(
+        "once",
+        "--source",
+        pair.source,
+        "--target",
+        pair.target,
+        "--state-dir",
+        str(cli.directory / "elsewhere"),
+    )
+    assert elsewhere.returncode == 4, elsewhere.stderr
+    assert "no journal here" in elsewhere.stderr
+    ends_identical(cli, pair)
