@@ -3,38 +3,45 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# a module with a .pxd beside it is compiled, where there is a compiler
+TYPES  := $(wildcard src/pglockstep/*/*.pxd)
+BUILT  := $(VENV)/.built
 
 .PHONY: help demo test soak lint format bench clean
 
 help:           ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/'
 
-demo: $(READY)  ## two throwaway servers, a live workload, and one following the other
+demo: $(BUILT)  ## two throwaway servers, a live workload, and one following the other
 	@$(BIN)/pglockstep demo
 
-test: $(READY)  ## the tests, against every PostgreSQL at hand
+test: $(BUILT)  ## the tests, against every PostgreSQL at hand
 	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
-soak: $(READY)  ## the long tests: very large, very many, every pair of versions; and all tests without a superuser
+soak: $(BUILT)  ## the long tests: very large, very many, every pair of versions; and all tests without a superuser
 	@$(BIN)/pytest -m soak -rP
 	@$(BIN)/pytest --plain-roles
 
-lint: $(READY)  ## style and strict types
+lint: $(BUILT)  ## style and strict types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: $(READY) ## put style right
+format: $(BUILT) ## put style right
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## measure beside other tools, everything, an hour or so; figures and report go to docs/
+bench: $(BUILT) ## measure beside other tools, everything, an hour or so; figures and report go to docs/
 	@$(BIN)/python -m bench all --out docs
 
 clean:          ## remove what make made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist $(wildcard src/pglockstep/*/*.so) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): pyproject.toml
+$(BUILT): $(READY) $(TYPES) $(TYPES:.pxd=.py)
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pglockstep needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), the first time takes about a minute …"

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import click
 
-from bench import drain, first_copy, latency, report, scaling, servers
+from bench import decode, drain, first_copy, latency, report, scaling, servers
 from bench.copiers import copiers
 from bench.drainers import Native, Pglockstep
 from bench.results import Conditions, Results, load, save
@@ -18,7 +18,7 @@ from bench.work import Backlog, FirstCopy
 from pglockstep.errors import LockstepError
 
 F = TypeVar("F", bound=Callable[..., object])
-PARTS = ("drain", "copy", "latency", "scaling")
+PARTS = ("drain", "decode", "copy", "latency", "scaling")
 _NAMES = [one.name for one in drain.drainers()] + [one.name for one in copiers()]
 
 
@@ -71,6 +71,8 @@ def measure(
         match part:
             case "drain":
                 results.drain = drain.measure(pair, drainers, Backlog.scaled(scale), rounds, conditions)
+            case "decode":
+                results.decode = decode.measure(pair, scale, rounds, conditions)
             case "copy":
                 chosen = [one for one in copiers() if one.name in names]
                 results.copy = first_copy.measure(pair, chosen, FirstCopy.scaled(scale), rounds, conditions)

@@ -10,6 +10,7 @@ from bench.results import (
     Conditions,
     Contest,
     Copy,
+    Decode,
     Drain,
     Latency,
     Results,
@@ -37,6 +38,13 @@ four clients, a delete. {changes} row changes in {transactions} transactions, {w
 gets a fresh copy of the same target database and a copy of the slot that has seen nothing of the backlog yet. The
 clock runs from the contender's start (the start of the daemon's process, `ALTER SUBSCRIPTION … ENABLE`) until the
 backlog's last row is visible on the target, asked every 20 ms. The floor receives the whole stream and applies nothing.
+"""
+
+_DECODE = """## Decoding
+
+The stream of {changes} changes of the same backlog, {size}, as a real server sent it, decoded by one core: nothing is
+received and nothing applied. *Ready to copy* is decoded, gathered into batches, brought to what each batch comes to, and
+written as COPY's text. Compiled and interpreted are the same source.
 """
 
 _COPY = """## The first copy
@@ -87,6 +95,8 @@ def render(results: Results) -> str:
     parts = [_HEAD]
     if results.drain:
         parts += _drain(results.drain)
+    if results.decode:
+        parts += _decode(results.decode)
     if results.copy:
         parts += _copy(results.copy)
     if results.latency:
@@ -117,6 +127,27 @@ def _drain(drain: Drain) -> Iterable[str]:
     yield _table(head, rows)
     yield from _others(contest)
     yield _conditions(drain.conditions)
+
+
+def _decode(decode: Decode) -> Iterable[str]:
+    yield _DECODE.format(changes=f"{decode.changes:,}", size=_bytes(decode.stream_bytes))
+    rows = []
+    for form in dict.fromkeys(each.form for each in decode.rounds):
+        rounds = [each for each in decode.rounds if each.form == form]
+        decoded, prepared = (
+            Spread.of(each.decoded for each in rounds),
+            Spread.of(each.prepared for each in rounds),
+        )
+        assert decoded is not None
+        assert prepared is not None
+        rows.append(
+            [
+                form,
+                *(f"{each.median:,.0f} ({each.low:,.0f}–{each.high:,.0f})" for each in (decoded, prepared)),
+            ]
+        )
+    yield _table(["form", "decoded, changes/s", "ready to copy, changes/s"], rows)
+    yield _conditions(decode.conditions)
 
 
 def _copy(copy: Copy) -> Iterable[str]:

@@ -141,6 +141,23 @@ class Scaling(msgspec.Struct, frozen=True):
     drains: dict[int, Drain]
 
 
+class DecodeRound(msgspec.Struct, frozen=True):
+    """One round of one form: changes a second of CPU time, decoded, and made ready to be copied."""
+
+    form: str
+    decoded: float
+    prepared: float
+
+
+class Decode(msgspec.Struct, frozen=True):
+    """A recorded stream, decoded."""
+
+    conditions: Conditions
+    changes: int
+    stream_bytes: int
+    rounds: list[DecodeRound]
+
+
 class Results(msgspec.Struct):
     """The parts measured so far, each under its own conditions."""
 
@@ -148,6 +165,7 @@ class Results(msgspec.Struct):
     copy: Copy | None = None
     latency: Latency | None = None
     scaling: Scaling | None = None
+    decode: Decode | None = None
 
 
 class Spread(msgspec.Struct, frozen=True):

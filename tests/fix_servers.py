@@ -25,6 +25,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
+from pglockstep import compiled
 from pglockstep.demo.servers import ThrowawayServer, find_servers
 
 Connection = psycopg.Connection[TupleRow]
@@ -56,8 +57,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """The tests must not follow the settings of whoever runs them."""
-    for key in [key for key in os.environ if key.startswith("PG")]:
+    """The tests must not follow the settings of whoever runs them, but for which form of the code they test."""
+    for key in [key for key in os.environ if key.startswith("PG") and key != compiled.INTERPRETED]:
         del os.environ[key]
     # a background job of a shell's is started deaf to Ctrl-C, and so would be every command under test
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -324,7 +325,8 @@ class Cli:
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))}
-        return ours | {"PGLOCKSTEP_STATE_DIR": str(self.directory / "state")} | dict(extra or {})
+        form = {compiled.INTERPRETED: os.environ.get(compiled.INTERPRETED, "")}
+        return ours | {"PGLOCKSTEP_STATE_DIR": str(self.directory / "state")} | form | dict(extra or {})
 
 
 @pytest.fixture

@@ -172,7 +172,7 @@ def test_a_large_transaction_comes_in_parts() -> None:
 def test_batches_are_bounded_by_bytes_and_by_changes() -> None:
     """Many small changes fill a batch as few large ones do."""
     made = builder()
-    for number in range(FULL // batches._EACH + 1):
+    for number in range(FULL // 64 + 1):
         take(made, 100 + number, row(1, number), size=0, end=101 + number)
     assert made.full == 1
 

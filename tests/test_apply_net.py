@@ -53,12 +53,17 @@ def histories(draw: st.DrawFn, *, composite: bool = False) -> History:
     return before, changes, rows
 
 
+def written(done: Net, width: int = 1) -> list[tuple[Row, Row]]:
+    """The updates of a net: each row's key before, and what becomes of it."""
+    return [*((row[:width], row) for row in done.updated), *done.moved]
+
+
 def carried_out(before: dict[Row, Row], done: Net, width: int) -> dict[Row, Row]:
     """The rows after a net: deletes, then updates all at once, then inserts, as a target carries them out."""
     rows = dict(before)
     for key in done.deleted:
         del rows[key]
-    taken = [(rows.pop(key), row) for key, row in done.updated]
+    taken = [(rows.pop(key), row) for key, row in written(done, width)]
     for old, row in taken:
         full = tuple(o if n is UNCHANGED else n for o, n in zip((None,) * width + old, row, strict=True))
         assert full[:width] not in rows
@@ -88,9 +93,10 @@ def test_a_net_has_each_row_once(history: History) -> None:
     """However often a row changes, it is written once; one that comes and goes inside of the run is not at all."""
     before, changes, after = history
     done = net(changes, [0])
-    touched = [*done.deleted, *(key for key, _ in done.updated)]
+    touched = [*done.deleted, *(key for key, _ in written(done))]
     assert len(touched) == len(set(touched))
     assert set(touched) <= set(before)
+    assert all(key != row[:1] for key, row in done.moved)
     assert len(done) <= len(before) + len(after)
 
 
@@ -140,6 +146,8 @@ PARTIAL = PartialRow((b"1", b"b", UNCHANGED))
         ([Delete(1, ROW, True), Delete(1, ROW, True)], [0]),
         ([Delete(1, ROW, True), Update(1, ROW)], [0]),
         ([Update(1, (b"2", b"a", b"x")), Update(1, (b"2", b"a", b"x"), ROW, True)], [0]),
+        ([Update(1, (b"2", b"a", b"x"), ROW, True), Update(1, ROW)], [0]),
+        ([Update(1, (b"2", b"a", b"x"), ROW, True), Delete(1, ROW, True)], [0]),
         ([Insert(1, PARTIAL)], [0]),
         ([Insert(1, PARTIAL)], []),
         ([Update(1, PartialRow((UNCHANGED, b"b", b"x")))], [0]),
@@ -157,7 +165,7 @@ def test_a_run_that_makes_no_sense(changes: list[Change], key: list[int]) -> Non
 def test_an_unchanged_key_comes_from_the_old_row() -> None:
     """A large key that an update did not touch is sent with the old row alone; it still names the row."""
     (updated,) = net([Update(1, PartialRow((UNCHANGED, b"b")), (b"1", b"a"), False)], [0]).updated
-    assert updated == ((b"1",), (b"1", b"b"))
+    assert updated == (b"1", b"b")
 
 
 # --- COPY's text -----------------------------------------------------------------------------------

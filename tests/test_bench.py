@@ -16,6 +16,8 @@ from bench.results import (
     Conditions,
     Contest,
     Copy,
+    Decode,
+    DecodeRound,
     Drain,
     Latency,
     Results,
@@ -169,6 +171,9 @@ def test_the_report_and_its_plot(tmp_path: Path) -> None:
             [Block(name, 20, [2.0, 3.0], [1.0, 2.0]) for name in ("native", "pglockstep")],
             {},
         ),
+        decode=Decode(
+            CONDITIONS, 1000, 2**20, [DecodeRound("compiled", each * 1e6, 7e5) for each in (3.0, 2.0, 4.0)]
+        ),
         scaling=Scaling(CONDITIONS, {factor: drained(factor=factor) for factor in (1, 2, 4)}),
     )
     results.save(tmp_path / "benchmarks.json", measured)
@@ -188,6 +193,7 @@ def test_the_report_and_its_plot(tmp_path: Path) -> None:
     assert "| pglockstep itself | 6.00 s (6.00–6.00) | 3.00 s (3.00–3.00) | 0.75 |" in text
     assert "| native | 20 | the commit's return | 1.00 (1.00–1.00) | 2.00 | 2.00 |" in text
     assert "| pglockstep itself | 4 × | 4,000 | 4.00 s (4.00–4.00) | 4.00 | 1,000 |" in text
+    assert "| compiled | 3,000,000 (2,000,000–4,000,000) | 700,000 (700,000–700,000) |" in text
     assert "python -m bench drain --major 18" in text
 
     picture = ET.fromstring(plot.render(kept))  # our own text

@@ -12,6 +12,7 @@ from fix_servers import Cli
 from pglockstep import __version__
 from pglockstep.cli.docs import render
 from pglockstep.cli.main import COMMANDS
+from pglockstep.compiled import form
 from pglockstep.errors import worst
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -31,8 +32,8 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
 
 
 def test_version(cli: Cli) -> None:
-    """--version names the program and its version."""
-    assert cli("--version").stdout.strip() == f"pglockstep, version {__version__}"
+    """--version names the program, its version, and whether its hot path is compiled."""
+    assert cli("--version").stdout.strip() == f"pglockstep, version {__version__} ({form()})"
 
 
 def test_no_arguments_shows_the_commands(cli: Cli) -> None:

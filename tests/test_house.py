@@ -17,6 +17,7 @@ FLOORS = {
     "failpoints": 0,
     "findings": 0,
     "units": 0,
+    "compiled": 0,
     "config": 0,
     "postgres": 1,
     "wal": 2,

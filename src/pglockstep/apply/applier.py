@@ -47,6 +47,9 @@ _PIPELINED_BYTES = 1 << 20
 #: How many transactions in careful mode are enough to be past the one that was refused.
 _CAREFUL_TRANSACTIONS = 1000
 
+#: A set's rows are to be found by their index, unless they are a good part of the table: left to itself the planner
+#: would read much of the table again for every batch, and would read an index from its beginning for a merge.
+_PLANNING = b"SET jit = off; SET enable_mergejoin = off; SET random_page_cost = 1.1; SET seq_page_cost = 20"
 _BEGIN = (b"BEGIN", b"SET CONSTRAINTS ALL DEFERRED")
 #: Fails, and the transaction with it, unless just our row moves, and forwards.
 _MOVE_PROGRESS = b"""
@@ -140,8 +143,7 @@ class Applier:
         An earlier session may have committed our progress without waiting for the disk.
         """
         with translate(self._end):
-            # the joins of sets are short, and their tables' pages mostly at hand
-            await self._session.script(b"SET jit = off; SET random_page_cost = 1.1")
+            await self._session.script(_PLANNING)
             (position,) = await self._session.run([_POSITION])
         self._note_commit(position, self.progress)
         await self.load_tables()

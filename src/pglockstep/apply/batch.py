@@ -38,6 +38,8 @@ BARRIER_PREFIX = "pglockstep barrier"
 FULL = 4 << 20
 _EACH = 64
 
+_INSERT, _UPDATE, _DELETE, _RELATION = b"IUDR"
+
 
 class Run:
     """The changes of one table, in order, and what writes them."""
@@ -70,25 +72,30 @@ class Batch:
 
     def add(self, later: Batch) -> None:
         """Put a later transaction behind what is here."""
-        ours = self.steps[-1] if self.steps else None
         for step in later.steps:
-            if not isinstance(ours, dict) or not isinstance(step, dict) or not _fits(ours, step):
+            if not self.steps or not _joined(self.steps[-1], step):
                 self.steps.append(step)
-                ours = step
-                continue
-            for oid, run in step.items():
-                if oid in ours:
-                    ours[oid].changes += run.changes
-                else:
-                    ours[oid] = run
         self.size += later.size
         self.transactions += later.transactions
         self.commit = later.commit
         self.carry = self.carry or later.carry
 
 
-def _fits(ours: Round, theirs: Round) -> bool:
-    return all(oid not in ours or ours[oid].writer is run.writer for oid, run in theirs.items())
+def _joined(ours: Round | Statement, theirs: Round | Statement) -> bool:
+    """Put the runs of a later round behind ours; false, with nothing done, where they are to stay apart."""
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return False
+    for oid, run in theirs.items():
+        before = ours.get(oid)
+        if before is not None and before.writer is not run.writer:
+            return False
+    for oid, run in theirs.items():
+        before = ours.get(oid)
+        if before is None:
+            ours[oid] = run
+        else:
+            before.changes += run.changes
+    return True
 
 
 class BatchBuilder:
@@ -118,6 +125,7 @@ class BatchBuilder:
         self._runs: Round = {}
         self._final_lsn = 0
         self._leave_out = False
+        self._most = FULL
         self.position = position
         self.in_transaction = False
         self.one_by_one = False
@@ -159,32 +167,24 @@ class BatchBuilder:
         """
         for index in range(start, len(payloads)):
             data = payloads[index]
-            if data[:1] == b"R" or len(self._sealed) > 1:
+            size = len(data)
+            kind = data[0] if size else 0
+            if kind == _RELATION or len(self._sealed) > 1:
                 return index
-            self.take(decode(data), len(data))
+            message = decode(data)
+            if kind in (_INSERT, _UPDATE, _DELETE):
+                # most messages by far: not asked again what they are
+                self._change(message, size)  # type: ignore[arg-type]
+            else:
+                self.take(message, size)
         return len(payloads)
 
     def take(self, message: Message, size: int) -> None:
         """Take one message but a `Relation`; `size` is its length on the wire, in bytes."""
-        if isinstance(message, Insert | Update | Delete):
-            if self._leave_out:
-                return
-            run = self._runs.get(message.relation_id)
-            if run is None and (run := self._start_run(message.relation_id)) is None:
-                return
-            run.changes.append(message)
-            current = self._current
-            current.size += size + _EACH
-            if current.size >= FULL:
-                self._part()
+        if isinstance(message, (Insert, Update, Delete)):
+            self._change(message, size)
         elif isinstance(message, Begin):
-            if self.in_transaction:
-                raise ProtocolViolation("the source began a transaction inside another")
-            self.in_transaction = True
-            self._runs = {}
-            self._final_lsn = message.final_lsn
-            # its commit record starts before our position: applied already
-            self._leave_out = message.final_lsn < self.position
+            self._begin(message)
         elif isinstance(message, Commit):
             self._end(message)
         elif isinstance(message, Truncate):
@@ -193,6 +193,27 @@ class BatchBuilder:
             content = message.content.decode(errors="replace")
             if message.prefix == BARRIER_PREFIX and content == self._link:
                 self._current.carry = True
+
+    def _change(self, change: Change, size: int) -> None:
+        if self._leave_out:
+            return
+        run = self._runs.get(change.relation_id)
+        if run is None and (run := self._start_run(change.relation_id)) is None:
+            return
+        run.changes.append(change)
+        current = self._current
+        current.size += size + _EACH
+        if current.size >= self._most:
+            self._part()
+
+    def _begin(self, message: Begin) -> None:
+        if self.in_transaction:
+            raise ProtocolViolation("the source began a transaction inside another")
+        self.in_transaction = True
+        self._runs = {}
+        self._final_lsn = message.final_lsn
+        # its commit record starts before our position: applied already
+        self._leave_out = message.final_lsn < self.position
 
     def seal(self) -> Batch:
         """Hand out the oldest batch; there is one if `ready`."""

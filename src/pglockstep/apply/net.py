@@ -27,18 +27,19 @@ class Irregular(Exception):
 class Net(msgspec.Struct, frozen=True):
     """What a run comes to, to be carried out in this order.
 
-    Keys are tuples of the key's values before the run. `updated` has each row's key and its new values, of
-    which some may be `UNCHANGED`. `removed` is for a table without a key: whole rows, and of how many equal
-    ones each is one.
+    Keys are tuples of the key's values before the run. `updated` are rows that keep their key, `moved` rows that
+    get another one, with the key that they had; in both some values may be `UNCHANGED`. `removed` is for a table
+    without a key: whole rows, and of how many equal ones each is one.
     """
 
     deleted: Sequence[Row] = ()
     removed: Sequence[tuple[Row, int]] = ()
-    updated: Sequence[tuple[Row, Row]] = ()
+    updated: Sequence[Row] = ()
+    moved: Sequence[tuple[Row, Row]] = ()
     inserted: Sequence[Row] = ()
 
     def __len__(self) -> int:
-        return len(self.deleted) + len(self.removed) + len(self.updated) + len(self.inserted)
+        return sum(map(len, (self.deleted, self.removed, self.updated, self.moved, self.inserted)))
 
 
 def net(changes: Sequence[Change], key: Sequence[int]) -> Net:
@@ -53,38 +54,41 @@ def _by_key(changes: Sequence[Change], key: Sequence[int]) -> Net:
     # one value stands for itself, several are a tuple
     key_of: Callable[[Row], object] = itemgetter(*key)
     inserted: dict[object, Row] = {}
-    updated: dict[object, tuple[object, Row]] = {}
+    updated: dict[object, Row] = {}
+    # of updated rows that got another key: which they had before the run
+    origins: dict[object, object] = {}
+    left: set[object] = set()
     deleted: dict[object, None] = {}
     for change in changes:
         if isinstance(change, Update):
             new = change.new
-            if change.old is None:
+            old = change.old
+            if old is None:
                 now = before = key_of(new)
             else:
-                before = key_of(change.old)
-                new = _key_filled(new, change.old, key)
+                before = key_of(old)
+                new = _key_filled(new, old, key)
                 now = key_of(new)
             if type(new) is PartialRow and _names_nothing(now):
                 raise Irregular
             if before in inserted:
-                row = _merged(inserted[before], new)
+                new = _merged(inserted[before], new)
                 if now != before:
                     del inserted[before]
                     _demand_free(now, inserted, updated)
-                inserted[now] = row
-            elif before in updated:
-                origin, row = updated[before]
-                row = _merged(row, new)
+                inserted[now] = new
+                continue
+            if before in updated:
+                new = _merged(updated[before], new)
                 if now != before:
                     del updated[before]
-                    _demand_free(now, inserted, updated)
-                updated[now] = (origin, row)
-            else:
-                if before in deleted:
-                    raise Irregular
-                if now != before:
-                    _demand_free(now, inserted, updated)
-                updated[now] = (before, new)
+            elif before in deleted or before in left:
+                raise Irregular
+            if now != before:
+                _demand_free(now, inserted, updated)
+                origins[now] = origins.pop(before, before)
+                left.add(origins[now])
+            updated[now] = new
         elif isinstance(change, Insert):
             new = _whole(change.new)
             now = key_of(new)
@@ -95,15 +99,18 @@ def _by_key(changes: Sequence[Change], key: Sequence[int]) -> Net:
             if before in inserted:
                 del inserted[before]
             elif before in updated:
-                deleted[updated.pop(before)[0]] = None
-            elif before in deleted:
+                del updated[before]
+                deleted[origins.pop(before, before)] = None
+            elif before in deleted or before in left:
                 raise Irregular
             else:
                 deleted[before] = None
     single = len(key) == 1
+    moved = [(origin, updated.pop(now)) for now, origin in origins.items() if origin != now]
     return Net(
         deleted=[_key_row(each, single) for each in deleted],
-        updated=[(_key_row(origin, single), row) for origin, row in updated.values()],
+        updated=list(updated.values()),
+        moved=[(_key_row(origin, single), row) for origin, row in moved],
         inserted=list(inserted.values()),
     )
 
@@ -147,7 +154,7 @@ def _move(row: Row, out_of: dict[Row, int], into: dict[Row, int]) -> None:
         into[row] = into.get(row, 0) + 1
 
 
-def _demand_free(key: object, inserted: dict[object, Row], updated: dict[object, tuple[object, Row]]) -> None:
+def _demand_free(key: object, inserted: dict[object, Row], updated: dict[object, Row]) -> None:
     if key in inserted or key in updated:
         raise Irregular
 

@@ -10,7 +10,7 @@ Each step says how many rows it has to touch, so that nothing is skipped in sile
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import LiteralString, cast
 
@@ -21,6 +21,9 @@ from pglockstep.apply.encoding import copy_text
 from pglockstep.apply.net import Irregular, Net
 from pglockstep.apply.statements import TableWriter, equals, plain
 from pglockstep.wal.messages import UNCHANGED, PartialRow, Row
+
+#: Positions of columns.
+Positions = tuple[int, ...]
 
 #: More columns than this do not fit into a staging table together with a key (PostgreSQL allows 1,600).
 _WIDEST = 1500
@@ -65,87 +68,90 @@ class TableSets:
 
     def steps(self, net: Net) -> list[Step]:
         """The steps that carry out `net`, in order. Raises `Irregular` where no set can."""
-        deleted, inserted = list(net.deleted), list(net.inserted)
-        by_shape: dict[tuple[int, ...], list[Row]] = {}
-        if net.updated:
-            key_of = _row_getter(self._key)
-            whole = self._shape(range(len(self._columns)), moved=False)
-            getters = {whole: _row_getter(whole)}
-            for origin, row in net.updated:
-                moved = key_of(row) != origin
-                if self._always and (moved or not self._always.issubset(self._key)):
-                    # GENERATED ALWAYS AS IDENTITY takes no SET: the row is taken out and put back
-                    if type(row) is PartialRow:
-                        raise Irregular
-                    deleted.append(origin)
-                    inserted.append(row)
-                    continue
-                shape = whole
-                if moved or type(row) is PartialRow:
-                    sent = [index for index, value in enumerate(row) if value is not UNCHANGED]
-                    shape = self._shape(sent, moved=moved)
-                    getters.setdefault(shape, _row_getter(shape))
-                by_shape.setdefault(shape, []).append(origin + getters[shape](row))
+        deleted, updated, moved, inserted = net.deleted, net.updated, net.moved, net.inserted
+        if self._always:
+            # GENERATED ALWAYS AS IDENTITY takes no SET: the row is taken out and put back
+            again, moved = list(moved), ()
+            if not self._always.issubset(self._key):
+                key_of = _row_getter(self._key)
+                again += [(key_of(row), row) for row in updated]
+                updated = ()
+            if any(type(row) is PartialRow for _, row in again):
+                raise Irregular
+            deleted = [*deleted, *(origin for origin, _ in again)]
+            inserted = [*inserted, *(row for _, row in again)]
         steps = []
         if net.removed:
             steps.append(self._remove(net.removed))
         if deleted:
             steps.append(self._delete(deleted))
-        steps += [self._update(shape, rows) for shape, rows in by_shape.items()]
+        steps += [self._update(sent, rows) for sent, rows in _by_shape(updated)]
+        by_shape: dict[Positions, list[Row]] = {}
+        for origin, row in moved:
+            sent = _sent(row)
+            by_shape.setdefault(sent, []).append(origin + _row_getter(sent)(row))
+        steps += [self._move(sent, rows) for sent, rows in by_shape.items()]
         if inserted:
             copy = self._copy(self._name, [column.name for column in self._columns])
             steps.append(Step("INSERT", copy, copy_text(inserted), len(inserted)))
         return steps
 
-    def _shape(self, sent: Iterable[int], *, moved: bool) -> tuple[int, ...]:
-        """The positions of the columns that are set; the key's only if a row got another one."""
-        return tuple(index for index in sent if moved or index not in self._key)
-
     def _delete(self, keys: Sequence[Row]) -> Step:
-        stage, names = self._stage("d", self._key, ())
+        stage = self._stage("d", self._key, ())
+        names = [f"k{position}" for position in range(len(self._key))]
         then = self._format(
-            "DELETE FROM ONLY {} AS t USING {} AS s WHERE {}", self._name, _temporary(stage), self._matches()
+            "DELETE FROM ONLY {} AS t USING {} AS s WHERE {}",
+            self._name,
+            _temporary(stage),
+            self._matches(names),
         )
-        return Step(
-            "DELETE", self._copy(_temporary(stage), names), copy_text(keys), len(keys), then=then, stage=stage
-        )
+        copy = self._copy(_temporary(stage), names)
+        return Step("DELETE", copy, copy_text(keys), len(keys), then=then, stage=stage)
 
-    def _update(self, shape: tuple[int, ...], rows: Sequence[Row]) -> Step:
-        stage, names = self._stage("u", self._key, range(len(self._columns)))
-        chosen = [*names[: len(self._key)], *(names[len(self._key) + index] for index in shape)]
-        if shape:
+    def _update(self, sent: Positions, rows: Sequence[Row]) -> Step:
+        """Rows of the values at `sent`, of which the key's name the row and the others are set."""
+        names = [f"v{index}" for index in sent]
+        settable = [index for index in sent if index not in self._key]
+        return self._set(names, [f"v{index}" for index in self._key], settable, rows)
+
+    def _move(self, sent: Positions, rows: Sequence[Row]) -> Step:
+        """Rows of the key that names the row, and the values at `sent`, which are set."""
+        key = [f"k{position}" for position in range(len(self._key))]
+        return self._set([*key, *(f"v{index}" for index in sent)], key, sent, rows)
+
+    def _set(
+        self, names: Sequence[str], key: Sequence[str], settable: Sequence[int], rows: Sequence[Row]
+    ) -> Step:
+        stage = self._stage("u", self._key, range(len(self._columns)))
+        matches = self._matches(key)
+        if settable:
             assignments = sql.SQL(", ").join(
                 sql.SQL("{} = s.{}").format(
                     sql.Identifier(self._columns[index].name), sql.Identifier(f"v{index}")
                 )
-                for index in shape
+                for index in settable
             )
             then = self._format(
                 "UPDATE ONLY {} AS t SET {} FROM {} AS s WHERE {}",
                 self._name,
                 assignments,
                 _temporary(stage),
-                self._matches(),
+                matches,
             )
         else:
             # nothing but unchanged keys: the rows have to be there all the same
             then = self._format(
-                "SELECT FROM ONLY {} AS t, {} AS s WHERE {}", self._name, _temporary(stage), self._matches()
+                "SELECT FROM ONLY {} AS t, {} AS s WHERE {}", self._name, _temporary(stage), matches
             )
-        return Step(
-            "UPDATE",
-            self._copy(_temporary(stage), chosen),
-            copy_text(rows),
-            len(rows),
-            then=then,
-            stage=stage,
-        )
+        copy = self._copy(_temporary(stage), names)
+        return Step("UPDATE", copy, copy_text(rows), len(rows), then=then, stage=stage)
 
     def _remove(self, rows: Sequence[tuple[Row, int]]) -> Step:
         """Take out as many of several equal rows as are wanted, and no more; rows are told apart by their text."""
-        stage, names = self._stage("r", (), range(len(self._columns)), counted=True)
+        stage = self._stage("r", (), range(len(self._columns)), counted=True)
+        names = [f"v{index}" for index in range(len(self._columns))]
         ours = [sql.Identifier("t", column.name) for column in self._columns]
-        theirs = [sql.Identifier("s", name) for name in names[:-1]]
+        theirs = [sql.Identifier("s", name) for name in names]
         then = self._format(
             "DELETE FROM ONLY {} WHERE ctid = ANY (ARRAY("
             "SELECT f.at FROM (SELECT t.ctid AS at, s.n, pg_catalog.row_number() OVER (PARTITION BY s.row) AS nth "
@@ -159,33 +165,31 @@ class TableSets:
         )
         data = copy_text([(*row, str(count).encode()) for row, count in rows])
         wanted = sum(count for _, count in rows)
-        return Step("DELETE", self._copy(_temporary(stage), names), data, wanted, then=then, stage=stage)
+        return Step(
+            "DELETE", self._copy(_temporary(stage), [*names, "n"]), data, wanted, then=then, stage=stage
+        )
 
-    def _matches(self) -> sql.Composable:
-        """The join of the target's table t with a staging table s by the key."""
+    def _matches(self, key: Sequence[str]) -> sql.Composable:
+        """The join of the target's table t with a staging table s that has the key in these columns."""
         return sql.SQL(" AND ").join(
             sql.SQL("{} {} s.{}").format(
                 plain(self._columns[index], "t"),
                 equals(self._columns[index]),
-                sql.Identifier(f"k{position}"),
+                sql.Identifier(name),
             )
-            for position, index in enumerate(self._key)
+            for index, name in zip(self._key, key, strict=True)
         )
 
-    def _stage(
-        self, kind: str, key: Sequence[int], values: Sequence[int], *, counted: bool = False
-    ) -> tuple[Stage, list[str]]:
-        """A staging table for keys and values, and the names of its columns."""
+    def _stage(self, kind: str, key: Sequence[int], values: Sequence[int], *, counted: bool = False) -> Stage:
+        """A staging table for keys k0, k1, …, and values v0, v1, … of the columns at these positions."""
         named = [(f"k{position}", index) for position, index in enumerate(key)]
         named += [(f"v{index}", index) for index in values]
         columns: list[sql.Composable] = [
             sql.SQL("{} AS {}").format(plain(self._columns[index], "t"), sql.Identifier(name))
             for name, index in named
         ]
-        names = [name for name, _ in named]
         if counted:
             columns.append(sql.SQL("0::bigint AS n"))
-            names.append("n")
         name = f"pglockstep_{kind}{self._number}"
         # CREATE TABLE AS takes over types, modifiers and collations as they are
         create = self._format(
@@ -194,7 +198,7 @@ class TableSets:
             sql.SQL(", ").join(columns),
             self._name,
         )
-        return Stage(name, create), names
+        return Stage(name, create)
 
     def _copy(self, table: sql.Composable, names: Sequence[str]) -> bytes:
         columns = sql.SQL(", ").join(map(sql.Identifier, names))
@@ -203,6 +207,22 @@ class TableSets:
 
     def _format(self, template: LiteralString, *parts: sql.Composable) -> bytes:
         return sql.SQL(template).format(*parts).as_bytes()
+
+
+def _by_shape(rows: Sequence[Row]) -> list[tuple[Positions, Sequence[Row]]]:
+    """Rows with the same values left out together: where the others stand, and they alone."""
+    whole = [row for row in rows if type(row) is not PartialRow]
+    by_shape: dict[Positions, list[Row]] = {}
+    if len(whole) < len(rows):
+        for row in rows:
+            if type(row) is PartialRow:
+                sent = _sent(row)
+                by_shape.setdefault(sent, []).append(_row_getter(sent)(row))
+    return [*([(_sent(whole[0]), whole)] if whole else []), *by_shape.items()]
+
+
+def _sent(row: Row) -> Positions:
+    return tuple(index for index, value in enumerate(row) if value is not UNCHANGED)
 
 
 def _row_getter(positions: Sequence[int]) -> Callable[[Row], Row]:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from pglockstep import __version__
+from pglockstep.compiled import form
 from pglockstep.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, LockstepError, one_line
 
 #: name → what it does, in the order of the help; each is `pglockstep.cli.NAME.command`, imported when used
@@ -57,7 +58,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Keeps two PostgreSQL databases in lockstep: committed there, visible here, exactly once.",
 )
-@click.version_option(__version__, prog_name="pglockstep")
+@click.version_option(f"{__version__} ({form()})", prog_name="pglockstep")
 def cli() -> None:
     """The group of commands."""
 

@@ -16,6 +16,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from pglockstep.compiled import is_compiled
 from pglockstep.config.sections import LinkConfig
 from pglockstep.copy import readiness, restore
 from pglockstep.copy import source as ours
@@ -209,6 +210,7 @@ class Examination:
 
     async def _examine_target(self, target: OpenEnd) -> None:
         self._tell(privileges.target_findings(target.facts, needs_copy=self._to_copy))
+        self._tell(judge_target.form_findings(compiled=is_compiled()))
         if self._record is None and self._to_copy:
             held = await self._read(target, readiness.holdings(target.conn), [])
             self._tell(readiness.emptiness(held))

@@ -29,6 +29,18 @@ def version_findings(source: Facts, target: Facts) -> Iterator[Finding]:
         )
 
 
+def form_findings(*, compiled: bool) -> Iterator[Finding]:
+    """Whether changes take their fast way to the target."""
+    if not compiled:
+        yield Finding(
+            side="target",
+            severity="info",
+            code="interpreted",
+            message="pglockstep runs interpreted here: it does the same as compiled, but a backlog takes it longer",
+            fix="where there is a C compiler and no PGLOCKSTEP_INTERPRETED in the environment, install pglockstep again",
+        )
+
+
 def text_findings(
     source: Facts, source_place: Place, target: Facts, target_place: Place
 ) -> Iterator[Finding]:

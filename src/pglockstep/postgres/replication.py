@@ -14,12 +14,15 @@ from psycopg import AsyncConnection, generators, pq, sql
 from psycopg.rows import TupleRow
 
 from pglockstep.errors import SourceError, SourceUnreachable
+from pglockstep.postgres import copy_data
 from pglockstep.postgres.connect import End, connect, describe, translate
 from pglockstep.postgres.readable import Readable
 from pglockstep.units import Lsn
 
 #: A frame's bytes handed out at once are bounded: what is not read yet stays in the socket, and the server waits.
 _READ_AT_ONCE = 1 << 18
+#: So many bytes out of libpq's buffer were all that fitted in: there is more in the socket.
+_PILED_UP = 12 << 10
 
 
 class NewSlot(msgspec.Struct, frozen=True):
@@ -102,29 +105,35 @@ class ReplicationConnection:
                     f"the source has been silent for {self._end.silence_timeout:.0f} s",
                     hint=f"is the network to {describe(self._end.conninfo)} up? the link reconnects by itself",
                 ) from None
-            try:
-                with translate(self._end):
-                    self._pgconn.consume_input()
-            except SourceError:
-                # libpq has closed the socket: its number may be another's in a moment
-                self._readable.close()
-                raise
+            self._consume()
         return frames
 
     def _frames(self) -> list[bytes]:
+        """The frames that have arrived: in libpq's buffer, and in the socket behind it."""
         frames: list[bytes] = []
-        size = 0
-        receive = self._pgconn.get_copy_data
+        left = _READ_AT_ONCE
         with translate(self._end):
-            while size < _READ_AT_ONCE:
-                length, data = receive(1)
-                if length <= 0:
-                    break
-                frames.append(bytes(data))
-                size += length
-        if length < 0 and not frames:
+            while (size := copy_data.take(self._pgconn.get_copy_data, left, frames)) > 0:
+                left -= size
+                if size < _PILED_UP or left <= 0:
+                    return frames
+                try:
+                    self._consume()
+                except SourceError:
+                    # what arrived before comes first; the next call finds the same
+                    return frames
+        if size < 0 and not frames:
             self._ended()
         return frames
+
+    def _consume(self) -> None:
+        try:
+            with translate(self._end):
+                self._pgconn.consume_input()
+        except SourceError:
+            # libpq has closed the socket: its number may be another's in a moment
+            self._readable.close()
+            raise
 
     def _ended(self) -> None:
         with translate(self._end):

@@ -34,9 +34,6 @@ from pglockstep.wal.messages import (
     Value,
 )
 
-_u16 = Struct("!H").unpack_from
-_i32 = Struct("!i").unpack_from
-_u32 = Struct("!I").unpack_from
 _u64 = Struct("!Q").unpack_from
 _begin = Struct("!QqI").unpack_from
 _commit = Struct("!BQQq").unpack_from
@@ -44,10 +41,9 @@ _message = Struct("!BQ").unpack_from
 _truncate = Struct("!IB").unpack_from
 _column_type = Struct("!Ii").unpack_from
 
-_NULL, _TOAST, _TEXT, _BINARY = b"nutb"
-_SENT = (_TEXT, _BINARY)
+_INSERT, _UPDATE, _DELETE = b"IUD"
 _NEW, _KEY, _OLD = b"NKO"
-_OLD_ROW = (_KEY, _OLD)
+_NULL, _TOAST, _TEXT, _BINARY = b"nutb"
 
 
 def decode(data: bytes) -> Message:
@@ -56,7 +52,14 @@ def decode(data: bytes) -> Message:
     Raises `ProtocolViolation` for anything unknown, cut short or with bytes left over.
     """
     try:
-        return _DECODERS[data[0]](data)
+        kind = data[0]
+        if kind == _INSERT:
+            return _decode_insert(data)
+        if kind == _UPDATE:
+            return _decode_update(data)
+        if kind == _DELETE:
+            return _decode_delete(data)
+        return _DECODERS[kind](data)
     except KeyError:
         raise ProtocolViolation(
             f"the source sent an unknown pgoutput message of kind {data[:1]!r}",
@@ -85,30 +88,33 @@ def _string(data: bytes, position: int) -> tuple[str, int]:
     return data[position:end].decode(), end + 1
 
 
+def _u32(data: bytes, position: int) -> int:
+    return data[position] << 24 | data[position + 1] << 16 | data[position + 2] << 8 | data[position + 3]
+
+
 def _row(data: bytes, position: int) -> tuple[Row, int]:
-    (count,) = _u16(data, position)
+    count = data[position] << 8 | data[position + 1]
     position += 2
-    values: list[Value] = []
-    append = values.append
+    size = len(data)
+    # the compiler slices this one without a detour
+    view = data
+    values: list[Value] = [None] * count
     partial = False
-    for _ in range(count):
+    for index in range(count):
         kind = data[position]
         position += 1
-        if kind in _SENT:
-            (length,) = _i32(data, position)
+        if kind in (_TEXT, _BINARY):
+            length = _u32(data, position)
             position += 4
-            end = position + length
-            value = data[position:end]
-            if length < 0 or len(value) != length:
+            if length > size - position:
                 raise _malformed(data)
-            append(value if kind == _TEXT else Binary(value))
-            position = end
-        elif kind == _NULL:
-            append(None)
+            value = view[position : position + length]
+            values[index] = value if kind == _TEXT else Binary(value)
+            position += length
         elif kind == _TOAST:
-            append(UNCHANGED)
+            values[index] = UNCHANGED
             partial = True
-        else:
+        elif kind != _NULL:
             raise _malformed(data)
     return (PartialRow(values) if partial else tuple(values)), position
 
@@ -133,11 +139,11 @@ def _decode_origin(data: bytes) -> Origin:
 
 
 def _decode_relation(data: bytes) -> Relation:
-    (relation_id,) = _u32(data, 1)
+    relation_id = _u32(data, 1)
     schema, position = _string(data, 5)
     name, position = _string(data, position)
     replica_identity = chr(data[position])
-    (count,) = _u16(data, position + 1)
+    count = data[position + 1] << 8 | data[position + 2]
     position += 3
     columns = []
     for _ in range(count):
@@ -152,7 +158,7 @@ def _decode_relation(data: bytes) -> Relation:
 
 
 def _decode_type(data: bytes) -> TypeName:
-    (type_oid,) = _u32(data, 1)
+    type_oid = _u32(data, 1)
     schema, position = _string(data, 5)
     name, position = _string(data, position)
     _end(data, position)
@@ -160,7 +166,7 @@ def _decode_type(data: bytes) -> TypeName:
 
 
 def _decode_insert(data: bytes) -> Insert:
-    (relation_id,) = _u32(data, 1)
+    relation_id = _u32(data, 1)
     if data[5] != _NEW:
         raise _malformed(data)
     new, position = _row(data, 6)
@@ -169,11 +175,11 @@ def _decode_insert(data: bytes) -> Insert:
 
 
 def _decode_update(data: bytes) -> Update:
-    (relation_id,) = _u32(data, 1)
+    relation_id = _u32(data, 1)
     kind = data[5]
     old: Row | None = None
     position = 5
-    if kind in _OLD_ROW:
+    if kind in (_KEY, _OLD):
         old, position = _row(data, 6)
     if data[position] != _NEW:
         raise _malformed(data)
@@ -183,9 +189,9 @@ def _decode_update(data: bytes) -> Update:
 
 
 def _decode_delete(data: bytes) -> Delete:
-    (relation_id,) = _u32(data, 1)
+    relation_id = _u32(data, 1)
     kind = data[5]
-    if kind not in _OLD_ROW:
+    if kind not in (_KEY, _OLD):
         raise _malformed(data)
     old, position = _row(data, 6)
     _end(data, position)
@@ -194,7 +200,7 @@ def _decode_delete(data: bytes) -> Delete:
 
 def _decode_truncate(data: bytes) -> Truncate:
     count, options = _truncate(data, 1)
-    relation_ids = tuple(_u32(data, 6 + 4 * index)[0] for index in range(count))
+    relation_ids = tuple(_u32(data, 6 + 4 * index) for index in range(count))
     _end(data, 6 + 4 * count)
     return Truncate(relation_ids, bool(options & 1), bool(options & 2))
 
@@ -202,7 +208,7 @@ def _decode_truncate(data: bytes) -> Truncate:
 def _decode_message(data: bytes) -> LogicalMessage:
     flags, lsn = _message(data, 1)
     prefix, position = _string(data, 10)
-    (length,) = _u32(data, position)
+    length = _u32(data, position)
     position += 4
     content = data[position : position + length]
     _end(data, position + length)
@@ -215,9 +221,6 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     ord("O"): _decode_origin,
     ord("R"): _decode_relation,
     ord("Y"): _decode_type,
-    ord("I"): _decode_insert,
-    ord("U"): _decode_update,
-    ord("D"): _decode_delete,
     ord("T"): _decode_truncate,
     ord("M"): _decode_message,
 }

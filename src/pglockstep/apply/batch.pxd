@@ -1,0 +1,63 @@
+cimport cython
+
+
+cdef int _EACH
+cdef int _INSERT, _UPDATE, _DELETE, _RELATION
+
+
+cdef class Run:
+    cdef readonly object writer
+    cdef public list changes
+
+
+cdef class Batch:
+    cdef readonly list steps
+    cdef readonly Py_ssize_t size
+    cdef readonly Py_ssize_t transactions
+    cdef readonly object commit
+    cdef readonly bint carry
+
+    cpdef add(self, Batch later)
+
+
+@cython.locals(before=Run, run=Run)
+cdef bint _joined(ours, theirs) except -1
+
+
+cdef class BatchBuilder:
+    cdef object _link
+    cdef object _copied
+    cdef object _table_of
+    cdef dict _announced
+    cdef dict _writers
+    cdef object _sealed
+    cdef Batch _ready
+    cdef Batch _current
+    cdef dict _runs
+    cdef object _final_lsn
+    cdef bint _leave_out
+    cdef Py_ssize_t _most
+    cdef readonly object position
+    cdef readonly bint in_transaction
+    cdef public bint one_by_one
+
+    @cython.locals(index=cython.Py_ssize_t, data=bytes, size=cython.Py_ssize_t, kind=cython.int)
+    cpdef Py_ssize_t feed(self, payloads, Py_ssize_t start=*) except -1
+
+    cpdef take(self, message, Py_ssize_t size)
+
+    @cython.locals(run=Run, current=Batch)
+    cdef _change(self, change, Py_ssize_t size)
+
+    cdef _begin(self, message)
+    cdef _part(self)
+
+    @cython.locals(run=Run)
+    cdef Run _start_run(self, relation_id)
+
+    cdef bint _holds(self, writer) except -1
+    cdef _writer(self, relation_id)
+    cdef _truncate(self, message)
+
+    @cython.locals(done=Batch)
+    cdef _end(self, message)
