@@ -196,6 +196,11 @@ def catalog(descriptions: Sequence[bytes]) -> Chunk:
     return Chunk(descriptions, sum(map(len, descriptions)), CATALOG | DESCRIBES)
 
 
+def mark(lsn: Lsn) -> Chunk:
+    """A chunk without messages: the source had nothing more to send before `lsn`."""
+    return Chunk([], 0, 0, 0, lsn, lsn)
+
+
 def position(chunk: Chunk | Header, before: Lsn) -> Lsn:
     """Up to where everything is complete after a block, if it was up to `before` ahead of it."""
     return Lsn(max(before, chunk.end))

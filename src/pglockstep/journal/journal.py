@@ -157,8 +157,7 @@ class Journal:
         """The source has nothing more to send before `lsn`."""
         if self._assembly.empty and lsn > self.position:
             self.position = lsn
-            if not self.exposed:
-                self.durable = lsn
+            self._work.set()
             self._wake_readers()
 
     async def abandon(self) -> None:
@@ -233,7 +232,7 @@ class Journal:
 
     async def _wait_for_work(self) -> None:
         patience = _PRUNE_EVERY
-        if self._unflushed:
+        if self._unflushed or (self.durable < self.position and not self.in_transaction):
             patience = max(0.0, self._flushed_at + _FLUSH - time.monotonic())
         try:
             async with asyncio.timeout(patience):
@@ -251,9 +250,9 @@ class Journal:
             now = time.monotonic()
             much = self._unflushed + self.tail.unwritten >= _FLUSH_BYTES
             flush = much or now - self._flushed_at >= _FLUSH
-            position = Lsn(0) if self.in_transaction else self.position
+            heard = Lsn(0) if self.in_transaction else self.position
             try:
-                await self.do(lambda: _write(writer, waiting, flush=flush))
+                await self.do(lambda: _write(writer, waiting, heard, flush=flush))
             finally:
                 self._unflushed += self.tail.written(waiting)
                 self.tail.evict(tuple(self._readers), _TAIL)
@@ -261,8 +260,7 @@ class Journal:
                     self._room.set()
             if flush:
                 self._unflushed, self._flushed_at = 0, now
-                reached = writer.end if self.tail.unwritten else max(writer.end, position)
-                self.durable = Lsn(max(self.durable, reached))
+                self.durable = writer.end
 
     def _prune(self) -> None:
         if self._needed is None:
@@ -308,7 +306,7 @@ class Journal:
             async with self.at_files() as writer:
                 if self._failed is None and not self.trouble:
                     waiting = self.tail.waiting()
-                    await self.do(lambda: _write(writer, waiting, flush=True))
+                    await self.do(lambda: _write(writer, waiting, Lsn(0), flush=True))
                 await self.do(writer.close)
         except OSError as error:
             log.warning("the end of the journal was not written: %s; the source sends it again", error)
@@ -323,8 +321,11 @@ class Journal:
         return 100 - found.f_bavail * 100 // max(1, found.f_blocks)
 
 
-def _write(writer: Writer, waiting: Sequence[Entry], *, flush: bool) -> None:
-    """Write entries, complete transactions several to a block; each gets its place as soon as it has one."""
+def _write(writer: Writer, waiting: Sequence[Entry], heard: Lsn, *, flush: bool) -> None:
+    """Write entries, complete transactions several to a block; each gets its place as soon as it has one.
+
+    Before a flush it is written down as well that the source has nothing more up to `heard`: it may be confirmed.
+    """
 
     def write(group: Sequence[Entry]) -> None:
         place = writer.append(blocks.joined([entry.chunk for entry in group]))
@@ -348,6 +349,8 @@ def _write(writer: Writer, waiting: Sequence[Entry], *, flush: bool) -> None:
     if group:
         write(group)
     if flush:
+        if heard > writer.end:
+            writer.append(blocks.mark(heard))
         writer.sync()
 
 

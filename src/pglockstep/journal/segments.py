@@ -247,7 +247,7 @@ def examine(segment: Segment, *, thoroughly: bool, last: bool) -> Extent:
             found.raw += header.raw
             if header.end:
                 found.end = Lsn(header.end)
-                found.last_commit_time = header.commit_time
+                found.last_commit_time = header.commit_time or found.last_commit_time
             if not open_before:
                 found.complete_at = found.sound_at
     except Damaged as error:

@@ -27,7 +27,7 @@ _SPARE_SECONDS = 5.0
 
 
 def confirmable(durable: Lsn, flushed: Lsn, waiting: float) -> Lsn:
-    """Up to where the source may forget: `durable` here, `flushed` by the target, who is behind for `waiting` seconds. Pure."""
+    """Up to where the source may forget: `durable` here, `flushed` by the target, who has stood still for `waiting` seconds. Pure."""
     if durable - flushed > _SPARE_BYTES or waiting > _SPARE_SECONDS:
         return durable
     return min(durable, flushed)
@@ -43,7 +43,8 @@ class Intake:
         self._flushed = flushed
         # nothing: what an earlier session confirmed is for the source to know
         self._confirmed = Lsn(0)
-        self._waiting_since: float | None = None
+        self._seen_flushed = Lsn(0)
+        self._moved_at = time.monotonic()
         self._asked = False
         self._stream: ReplicationConnection | None = None
         self.heard_at = time.monotonic()
@@ -94,12 +95,9 @@ class Intake:
 
     async def _tell(self, stream: ReplicationConnection, *, reply: bool = False) -> None:
         durable, flushed, now = self._journal.durable, self._flushed(), time.monotonic()
-        if flushed >= durable:
-            self._waiting_since = None
-        elif self._waiting_since is None:
-            self._waiting_since = now
-        waiting = 0.0 if self._waiting_since is None else now - self._waiting_since
-        allowed = durable if self._asked else confirmable(durable, flushed, waiting)
+        if flushed > self._seen_flushed or flushed >= durable:
+            self._seen_flushed, self._moved_at = flushed, now
+        allowed = durable if self._asked else confirmable(durable, flushed, now - self._moved_at)
         self._asked = False
         self._confirmed = max(self._confirmed, allowed)
         failpoints.reach("confirm.send")
