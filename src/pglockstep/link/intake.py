@@ -27,7 +27,7 @@ _SPARE_SECONDS = 5.0
 
 
 def confirmable(durable: Lsn, flushed: Lsn, waiting: float) -> Lsn:
-    """Up to where the source may forget: `durable` here, `flushed` by the target, who stands still since `waiting` seconds. Pure."""
+    """Up to where the source may forget: `durable` here, `flushed` by the target, which stands still for `waiting` seconds."""
     if durable - flushed > _SPARE_BYTES or waiting > _SPARE_SECONDS:
         return durable
     return min(durable, flushed)
