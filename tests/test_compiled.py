@@ -32,6 +32,7 @@ from pglockstep.wal.messages import Insert, Message, Relation, Row, Update
 from test_apply_net import histories
 
 FULL = 4 << 20
+TABLES: dict[QualifiedName, Table] = {}
 
 
 def interpreted(module: str) -> ModuleType:
@@ -177,7 +178,7 @@ def test_frames(found: list[bytes]) -> None:
 
 def fed(module: Any, payloads: Sequence[bytes]) -> list[object]:
     """What a builder makes of payloads, in plain values; the violation where there is one."""
-    made = module.BatchBuilder("link", Lsn(100))
+    made = module.BatchBuilder("link", Lsn(100), TABLES.__getitem__)
     told: list[object] = []
     at = 0
     try:
