@@ -17,7 +17,7 @@ from psycopg import sql
 
 from fix_mirror import contents
 from fix_recorder import Recorder
-from fix_servers import Pair, Servers, connect, drop_database, majors
+from fix_servers import Pair, Servers, connect, drop_database, majors, wait_until
 from pglockstep.apply.applier import Applier
 from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.errors import (
@@ -279,6 +279,34 @@ def test_what_carries_no_rows_is_passed_over(target: Target) -> None:
 
 
 # --- more than the pipeline holds ------------------------------------------------------------------
+
+
+def test_rows_of_a_large_table_are_looked_up(target: Target) -> None:
+    """However many changes come at once, no batch reads the table, or its index from the beginning, to find them."""
+    target.ready(START, TABLE, "insert into t select i, 'x' from generate_series(1, 200000) i", "analyze t")
+    changed = range(150_001, 165_001)
+    changes: list[Message] = [update(number, "y") for number in changed]
+    changes += [Delete(7, (str(number).encode(), None), old_is_key=True) for number in changed]
+
+    async def apply() -> None:
+        async with target.applying() as applier:
+            await applier.start()
+            half = len(changes) // 2
+            await applier.apply([T, *transaction(1000, 1100, *changes[:half])])
+            await applier.apply(transaction(1100, 1200, *changes[half:]))
+
+    asyncio.run(apply())
+    read = wait_until(lambda: _read(target), what="the session's statistics")
+    assert len(changes) <= read < 2 * len(changes)
+
+
+def _read(target: Target) -> int:
+    """How many rows of t, alive or not, have been read to find others; 0 while that is not told yet."""
+    row = target.conn.execute(
+        "select idx_tup_read + seq_tup_read from pg_stat_user_indexes join pg_stat_user_tables using (relid) "
+        "where pg_stat_user_tables.relname = 't' and idx_tup_read > 0"
+    ).fetchone()
+    return row[0] if row else 0
 
 
 @pytest.mark.parametrize("careful", [False, True])
