@@ -86,7 +86,7 @@ def test_a_block_gives_back_what_it_was_made_of(messages: list[bytes], lsn: int)
 def test_a_flipped_bit_anywhere_in_a_block_is_found() -> None:
     """Header or content, any bit of it: refused, never another message."""
     messages = transaction(1, rows=3)
-    made = b"".join(blocks.encode(blocks.whole(messages, sum(map(len, messages)))))
+    made = b"".join(blocks.encode(blocks.whole(messages, blocks.kinds_of(messages), sum(map(len, messages)))))
     for bit in range(len(made) * 8):
         flipped = bytearray(made)
         flipped[bit // 8] ^= 1 << bit % 8

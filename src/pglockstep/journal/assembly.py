@@ -17,6 +17,7 @@ class Assembly:
 
     def __init__(self) -> None:
         self._held: list[bytes] = []
+        self._kinds = b""
         self._size = 0
         #: the Begin of the transaction that is being handed out in pieces
         self._begin: bytes | None = None
@@ -38,7 +39,7 @@ class Assembly:
         at = 0
         if self._begin is not None:
             end = kinds.find(_COMMIT)
-            self._hold(messages if end < 0 else messages[: end + 1])
+            self._hold(messages, kinds, 0, len(messages) if end < 0 else end + 1)
             if end < 0:
                 if self._size >= PIECE:
                     chunks.append(self._piece(self._begin, starts=False, ends_here=False))
@@ -48,28 +49,40 @@ class Assembly:
             at = end + 1
         end = kinds.rfind(_COMMIT, at)
         if end >= 0:
-            self._hold(messages[at : end + 1])
-            chunks.append(whole(self._held, self._size))
-            self._held, self._size = [], 0
+            self._hold(messages, kinds, at, end + 1)
+            chunks.append(whole(self._held, self._kinds, self._size))
+            self._let_go()
             at = end + 1
-        self._hold(messages[at:])
+        self._hold(messages, kinds, at, len(messages))
         if self._size >= PIECE:
             # messages that belong to no transaction may stand before it
-            begin = next((each for each in self._held if each[:1] == _BEGIN), None)
-            if begin is not None:
+            at = self._kinds.find(_BEGIN)
+            if at >= 0:
+                begin = self._held[at]
                 chunks.append(self._piece(begin, starts=True, ends_here=False))
                 self._begin = begin
         return chunks
 
     def abandon(self) -> None:
         """Forget the transaction that did not end: the source will send it again, from its beginning."""
-        self._held, self._size, self._begin = [], 0, None
+        self._let_go()
+        self._begin = None
 
-    def _hold(self, messages: Sequence[bytes]) -> None:
-        self._held += messages
-        self._size += sum(map(len, messages))
+    def _hold(self, messages: Sequence[bytes], kinds: bytes, start: int, end: int) -> None:
+        if start == 0 and end == len(messages):
+            some = messages
+        elif start < end:
+            some, kinds = messages[start:end], kinds[start:end]
+        else:
+            return
+        self._held += some
+        self._kinds += kinds
+        self._size += sum(map(len, some))
+
+    def _let_go(self) -> None:
+        self._held, self._kinds, self._size = [], b"", 0
 
     def _piece(self, begin: bytes, *, starts: bool, ends_here: bool) -> Chunk:
-        made = piece(self._held, self._size, begin, starts=starts, ends_here=ends_here)
-        self._held, self._size = [], 0
+        made = piece(self._held, self._kinds, self._size, begin, starts=starts, ends_here=ends_here)
+        self._let_go()
         return made

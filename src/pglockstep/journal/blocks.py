@@ -91,18 +91,19 @@ def ends(message: bytes) -> tuple[int, int]:
     return lsn, time
 
 
-def whole(messages: Sequence[bytes], size: int) -> Chunk:
-    """A chunk of complete transactions, the last message of which is a ``Commit``."""
-    kinds = kinds_of(messages)
+def whole(messages: Sequence[bytes], kinds: bytes, size: int) -> Chunk:
+    """A chunk of complete transactions of such `kinds`, the last message of which is a ``Commit``."""
     first, _, _ = begins(messages[kinds.index(_BEGIN)])
     end, time = ends(messages[-1])
     return Chunk(messages, size, _described(kinds), kinds.count(_COMMIT), first, end, time)
 
 
-def piece(messages: Sequence[bytes], size: int, begin: bytes, *, starts: bool, ends_here: bool) -> Chunk:
+def piece(
+    messages: Sequence[bytes], kinds: bytes, size: int, begin: bytes, *, starts: bool, ends_here: bool
+) -> Chunk:
     """A piece of the transaction that began with `begin`; with its last piece it `ends_here`."""
     first, time, _ = begins(begin)
-    flags = _described(kinds_of(messages)) | (0 if starts else CONTINUES) | (0 if ends_here else OPEN)
+    flags = _described(kinds) | (0 if starts else CONTINUES) | (0 if ends_here else OPEN)
     if not ends_here:
         return Chunk(messages, size, flags, 0, first, 0, time)
     end, time = ends(messages[-1])

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pglockstep.journal.journal import Journal
 
 
+#: So many bytes of messages are handed out at once, and perhaps one chunk more.
+_AT_ONCE = 256 << 10
+
+
 class Abandoned(Exception):
     """The transaction that a follower is in the middle of was given up; the source sends it again."""
 
@@ -47,13 +51,29 @@ class Follower:
                     self._waits = False
                     return found
                 continue
-            entry = self._journal.tail.entry(self._number)
-            if entry is not None:
-                self._number += 1
+            found = self._from_memory()
+            if found:
                 self._waits = False
-                return entry.chunk.messages
+                return found
             self._wakened.clear()
             await self._wakened.wait()
+
+    def _from_memory(self) -> Sequence[bytes]:
+        """What memory has; several chunks at once, as far as they are not much."""
+        entry = self._journal.tail.entry(self._number)
+        if entry is None:
+            return ()
+        self._number += 1
+        following = self._journal.tail.entry(self._number)
+        if following is None:
+            return entry.chunk.messages
+        messages, size = list(entry.chunk.messages), entry.chunk.size
+        while following is not None and size < _AT_ONCE:
+            messages += following.chunk.messages
+            size += following.chunk.size
+            self._number += 1
+            following = self._journal.tail.entry(self._number)
+        return messages
 
     async def _from_file(self, file: FileReader) -> Sequence[bytes] | None:
         """The next block of the files; None once memory has what follows: then it is read from there."""

@@ -95,7 +95,12 @@ class Outlet:
         """
         try:
             while True:
-                await self._take(await self._reader.read())
+                messages = await self._reader.read()
+                size = sum(map(len, messages))
+                await self._take(messages)
+                if size > _FEW:
+                    # much is on its way: in larger portions it costs less
+                    await asyncio.sleep(_PAUSE)
         except (LockstepError, Abandoned) as error:
             self._failed = error
             self._arrived.set()

@@ -42,7 +42,7 @@ class ReplicationConnection:
         self._end = end
         self._conn = conn
         self._pgconn = conn.pgconn
-        self._readable = Readable(conn.pgconn.socket)
+        self._readable = Readable(conn.pgconn.socket, end.silence_timeout)
 
     @classmethod
     async def open(cls, end: End) -> ReplicationConnection:
@@ -98,8 +98,7 @@ class ReplicationConnection:
         """
         while not (frames := self._frames()):
             try:
-                async with asyncio.timeout(self._end.silence_timeout):
-                    await self._readable.wait()
+                await self._readable.wait()
             except TimeoutError:
                 raise SourceUnreachable(
                     f"the source has been silent for {self._end.silence_timeout:.0f} s",
