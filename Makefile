@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# a module with a .pxd beside it is compiled, where there is a compiler
+# a module with a .pxd beside it is compiled, where there is a compiler; a .pyx is there in that form alone
 TYPES  := $(wildcard src/pglockstep/*/*.pxd)
+ONLY   := $(wildcard src/pglockstep/*/*.pyx)
 BUILT  := $(VENV)/.built
 
 .PHONY: help demo test soak lint format bench clean
@@ -37,7 +38,7 @@ bench: $(BUILT) ## measure beside other tools, everything, an hour or so; figure
 clean:          ## remove what make made
 	rm -rf $(VENV) build dist $(wildcard src/pglockstep/*/*.so) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(BUILT): $(READY) $(TYPES) $(TYPES:.pxd=.py)
+$(BUILT): $(READY) $(TYPES) $(TYPES:.pxd=.py) $(ONLY)
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 

@@ -13,7 +13,9 @@ SOURCE = Path(__file__).parent / "src"
 
 def extension(types: Path) -> Extension:
     """The compiled twin of the module beside `types`; where it cannot be built, there is none."""
-    module = types.relative_to(SOURCE).with_suffix(".py")
+    module = types.relative_to(SOURCE)
+    if types.suffix == ".pxd":
+        module = module.with_suffix(".py")
     made = Extension(
         ".".join(module.with_suffix("").parts),
         [str(Path("src", module))],
@@ -28,5 +30,5 @@ def extension(types: Path) -> Extension:
 setup(
     cmdclass={"build_ext": build_ext},
     options={"build_ext": {"cython_c_in_temp": True}},
-    ext_modules=[extension(types) for types in sorted(SOURCE.rglob("*.pxd"))],
+    ext_modules=[extension(types) for types in sorted([*SOURCE.rglob("*.pxd"), *SOURCE.rglob("*.pyx")])],
 )

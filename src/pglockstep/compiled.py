@@ -19,10 +19,12 @@ MODULES = (
     "pglockstep.apply.batch",
     "pglockstep.apply.encoding",
     "pglockstep.apply.net",
-    "pglockstep.postgres.copy_data",
     "pglockstep.wal.frames",
     "pglockstep.wal.pgoutput",
 )
+
+#: What there is in compiled form alone, for others to use where it is there.
+COMPILED_ONLY = ("pglockstep.postgres.libpq",)
 
 #: The environment variable that chooses the sources.
 INTERPRETED = "PGLOCKSTEP_INTERPRETED"
@@ -35,7 +37,7 @@ def source(module: str) -> Path:
 
 def is_compiled() -> bool:
     """Whether this process runs all of `MODULES` compiled."""
-    specs = [find_spec(module) for module in MODULES]
+    specs = [find_spec(module) for module in MODULES + COMPILED_ONLY]
     return all(spec is not None and not (spec.origin or "").endswith(".py") for spec in specs)
 
 

@@ -16,6 +16,7 @@ from psycopg import AsyncConnection, generators, pq
 from psycopg.rows import TupleRow
 
 from pglockstep.errors import TargetUnreachable
+from pglockstep.postgres import copy_data
 from pglockstep.postgres.connect import End, translate
 from pglockstep.postgres.readable import Readable
 
@@ -71,7 +72,7 @@ async def _hand_on(
     ended = False
     while not ended:
         with translate(ends[0]):
-            chunk, ended = _gather(source.pgconn)
+            chunk, ended = copy_data.gather(source.pgconn, _CHUNK)
         if chunk:
             with translate(ends[1]):
                 if not await _put(target.pgconn, chunk, objections):
@@ -147,20 +148,6 @@ async def _demand(conn: AsyncConnection[TupleRow], result: pq.abc.PGresult) -> N
     while await conn.wait(generators.fetch(conn.pgconn)) is not None:
         pass
     raise psycopg.errors.error_from_result(result, encoding="utf-8")
-
-
-def _gather(pgconn: pq.abc.PGconn) -> tuple[bytes, bool]:
-    """The rows at hand, up to a chunk; and whether they were the last."""
-    rows: list[memoryview | bytes] = []
-    size = 0
-    get = pgconn.get_copy_data
-    while size < _CHUNK:
-        length, data = get(1)
-        if length <= 0:
-            return b"".join(rows), length < 0
-        rows.append(data)
-        size += length
-    return b"".join(rows), False
 
 
 async def _put(pgconn: pq.abc.PGconn, chunk: bytes, objections: _Objections) -> bool:

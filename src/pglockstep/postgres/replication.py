@@ -112,7 +112,7 @@ class ReplicationConnection:
         frames: list[bytes] = []
         left = _READ_AT_ONCE
         with translate(self._end):
-            while (size := copy_data.take(self._pgconn.get_copy_data, left, frames)) > 0:
+            while (size := copy_data.take(self._pgconn, left, frames)) > 0:
                 left -= size
                 if size < _PILED_UP or left <= 0:
                     return frames
