@@ -55,8 +55,7 @@ T = TypeVar("T")
 _CAREFUL_ATTEMPTS = 3
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 30.0
-#: How often sequences are carried and the state is written down, in seconds.
-_SEQUENCES_EVERY = 10.0
+#: How often the state is written down, in seconds.
 _REPORT_EVERY = 1.0
 #: How often the source is asked for tables that do not follow, in seconds.
 _LOOK_AGAIN_EVERY = 30.0
@@ -95,6 +94,7 @@ class Keeper:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        link.carrier.ahead = True
         self._began = False
         #: what is in the way, by the end that it concerns; at first neither half has begun
         self._down: dict[Side, str] = {"source": "", "target": ""}
@@ -130,7 +130,7 @@ class Keeper:
                         self._persist("target", partial(self._apply, journal, record), lambda: self._applied),
                         name="outlet",
                     )
-                    tasks.create_task(self._carry_sequences(), name="sequences")
+                    tasks.create_task(self._link.carrier.listen(), name="sequences")
                     tasks.create_task(self._watch_unpublished(record), name="unpublished")
                     tasks.create_task(retention.watch_room(self._link, journal), name="room")
                     await self._report()
@@ -264,8 +264,7 @@ class Keeper:
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
-            carry = partial(self._carry_now, there.conn)
-            applying = link.outlet(there.conn, there.end, there.facts, journal, carry, careful=careful)
+            applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
             async with applying as outlet:
                 self._outlet = outlet
                 self._is_up("target")
@@ -292,27 +291,6 @@ class Keeper:
             self._flushed_by_now()
         assert self._journal is not None
         self._link.standing.note(self._journal, self._outlet)
-
-    async def _carry_sequences(self) -> None:
-        """Carry sequences now and then; a failure waits for the next time."""
-        while True:
-            await asyncio.sleep(_SEQUENCES_EVERY)
-            if self._outlet is not None:
-                try:
-                    await self._carry_now(self._outlet.watch)
-                except LockstepError as error:
-                    log.debug(
-                        "sequences were not carried: %s", error, extra=self._link.about("sequences.failed")
-                    )
-
-    async def _carry_now(self, target: AsyncConnection[TupleRow]) -> None:
-        """Carry sequences, if the source is there to tell of them."""
-        if self._source is None:
-            return
-        try:
-            await self._link.carry_sequences(self._source, target)
-        except SourceError as error:
-            log.debug("sequences were not carried: %s", error, extra=self._link.about("sequences.failed"))
 
     async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:
         with translate(target):
