@@ -65,9 +65,6 @@ def test_what_users_make_later_stays_theirs(pair: Pair, cli: Cli) -> None:
         assert f"public.{table}" in done.stdout + done.stderr
 
 
-@pytest.mark.xfail(
-    reason="a key that is dropped while its table is published is not replaced by FULL", strict=True
-)
 def test_a_key_that_users_drop(pair: Pair, cli: Cli) -> None:
     """A table whose owner drops its key under a running daemon takes UPDATEs again as soon as the daemon has seen it."""
     source = pair.on_source()

@@ -35,7 +35,7 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import retention, session
+from pglockstep.link import identities, retention, session
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
@@ -69,15 +69,19 @@ async def keep(link: Link) -> None:
             f"another daemon (pid {link.state.daemon_pid(link.key)}) runs link {link.config.name!r}",
             hint="pglockstep status shows it; stop it first if this one is to take over",
         )
-    watching = asyncio.create_task(retention.watch(link), name="retention")
+    watching = [
+        asyncio.create_task(retention.watch(link), name="retention"),
+        asyncio.create_task(identities.watch(link), name="identities"),
+    ]
     try:
         await Keeper(link).run()
     except LockstepError as error:
         link.standing.move(Event.REFUSED, error.message)
         raise
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         claim.release()
 
 
@@ -312,7 +316,7 @@ class Keeper:
             else:
                 if silent and silent != said:
                     log.warning(
-                        "not in the stream, so the target does not follow them: %s (unlogged, or made after the copy)",
+                        "not in the stream, so the target does not follow them: %s (unlogged, made after the copy, or taken out)",
                         ", ".join(silent[:10]),
                         extra=self._link.about("stream.unpublished"),
                     )
