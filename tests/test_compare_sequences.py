@@ -27,14 +27,14 @@ def states(side: Side, conninfo: str, names: set[QualifiedName] | None = None) -
 
 
 def state(last_value: int, is_called: bool, increment: int = 1) -> SequenceState:
-    return SequenceState("public", "s", last_value, is_called, increment)
+    return SequenceState("public", "s", last_value, is_called, increment, final_value=2**63 - 1)
 
 
 @on_all_pairs
 def test_every_sequence_of_a_user_is_read_as_it_stands(pair: Pair) -> None:
     """Plain, serial, identity, descending and oddly named ones are there; ours and temporary ones not."""
     with pair.on_source() as conn:
-        conn.execute("create sequence plain start 7")
+        conn.execute("create sequence plain start 7; create sequence short maxvalue 9 cache 3 cycle")
         conn.execute("create table t (a serial, b int generated always as identity (start 100 increment 10))")
         conn.execute("insert into t default values")
         conn.execute('create schema "Odd\'"')
@@ -45,12 +45,13 @@ def test_every_sequence_of_a_user_is_read_as_it_stands(pair: Pair) -> None:
         conn.execute("create temporary sequence passing")
         found = states("source", pair.source)
     assert found == [
-        SequenceState("Odd'", '100% "Seq', 48, True, -2),
-        SequenceState("public", "plain", 7, False, 1),
-        SequenceState("public", "t_a_seq", 1, True, 1),
-        SequenceState("public", "t_b_seq", 100, True, 10),
+        SequenceState("Odd'", '100% "Seq', 48, True, -2, -(2**63)),
+        SequenceState("public", "plain", 7, False, 1, 2**63 - 1),
+        SequenceState("public", "short", 1, False, 1, 9, cache=3, cycles=True),
+        SequenceState("public", "t_a_seq", 1, True, 1, 2**31 - 1),
+        SequenceState("public", "t_b_seq", 100, True, 10, 2**31 - 1),
     ]
-    assert [each.next_value for each in found] == [46, 7, 2, 110]
+    assert [each.next_value for each in found] == [46, 7, 1, 2, 110]
 
 
 def test_only_the_named_sequences_are_read(pair: Pair) -> None:
@@ -100,7 +101,7 @@ def test_behind_is_what_would_repeat_a_number(
 
 def test_a_missing_sequence_is_behind_and_a_needless_one_is_not() -> None:
     """What the target lacks is named with no position; what only the target has is the schema's business."""
-    missing, extra = SequenceState("b", "x", 9, True, 1), SequenceState("a", "x", 9, True, 1)
+    missing, extra = SequenceState("b", "x", 9, True, 1, 99), SequenceState("a", "x", 9, True, 1, 99)
     assert behind([missing], [extra]) == [SequenceBehind("b", "x", 10, None)]
 
 

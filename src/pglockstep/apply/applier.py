@@ -37,7 +37,7 @@ from pglockstep.postgres.connect import End, is_gone, translate, translated
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
 from pglockstep.wal.frames import unix_time
-from pglockstep.wal.messages import Commit, Message, Relation
+from pglockstep.wal.messages import Commit, Insert, Message, Relation
 
 #: From how many changes on a table's run goes as sets: below, the statements of rows cost less than a set's.
 SETS_FROM = 40
@@ -85,7 +85,8 @@ class Applier:
     """Applies batches in order. One instance lives as long as its connection, which already holds the lock.
 
     `catalog_conn`, if it is another one, is where the target's catalog is read while a batch is under way;
-    `copied` are the tables that were copied later than `progress`, and as of when.
+    `copied` are the tables that were copied later than `progress`, and as of when. `at_barrier` is awaited before the
+    commit of a batch with a barrier, or of rows of which `outran`, told of each table's inserts, says so.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Applier:
         careful: bool = False,
         sets_from: int = SETS_FROM,
         at_barrier: Callable[[], Awaitable[None]] | None = None,
+        outran: Callable[[QualifiedName, int], bool] | None = None,
         catalog_conn: AsyncConnection[TupleRow] | None = None,
         copied: Mapping[QualifiedName, Lsn] | None = None,
     ) -> None:
@@ -109,6 +111,7 @@ class Applier:
         self._link = link
         self._sets_from = sets_from
         self._at_barrier = at_barrier
+        self._outran = outran
         self._tables: dict[QualifiedName, Table] = {}
         self._sets: dict[QualifiedName, TableSets] = {}
         self._numbered = 0
@@ -216,8 +219,11 @@ class Applier:
             await self._commit(lsn, None)
 
     async def _run(self, run: Run) -> None:
-        for kind, count in Counter(map(type, run.changes)).items():
+        kinds = Counter(map(type, run.changes))
+        for kind, count in kinds.items():
             self._group[kind.__name__.lower()] += count
+        if kinds[Insert] and self._outran is not None and self._outran(run.writer.table.name, kinds[Insert]):
+            self._carry = True
         if not self._careful and len(run.changes) >= self._sets_from and await self._as_sets(run):
             return
         statement = run.writer.statement

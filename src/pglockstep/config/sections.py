@@ -133,7 +133,8 @@ class LinkConfig(Section, frozen=True):
         WithoutKey,
         key(
             "Tables with no replica identity: `full` sets REPLICA IDENTITY FULL before anything is copied, "
-            "`poll` leaves them untouched and carries them by compare, `refuse` does not start."
+            "`poll` leaves them untouched and carries them by compare, `refuse` does not start. One that loses its "
+            "identity later is set to FULL too, or else no longer followed: its users can write in any case."
         ),
     ] = "full"
     connect_timeout: Annotated[Pause, key("How long an attempt to connect may take.")] = Duration(10)

@@ -144,12 +144,11 @@ async def _where_possible(conn: AsyncConnection, end: End, statements: Iterable[
 
 async def set_identities(conn: AsyncConnection, end: End, before: Sequence[ChangedIdentity]) -> None:
     """Give the target's tables the replica identity that the user's had before we changed it on the source."""
-    words = {"d": "DEFAULT", "n": "NOTHING"}
     with translate(end):
         for each in before:
-            # 'i' whose index is gone behaves as NOTHING and cannot be set again; a table may be gone by now
+            # a table may be gone by now
             statement = sql.SQL("ALTER TABLE IF EXISTS ONLY {} REPLICA IDENTITY {}").format(
-                each.table.sql(), sql.SQL(words.get(each.before, "NOTHING"))
+                each.table.sql(), sql.SQL(each.words)
             )
             await conn.execute(statement)
 

@@ -100,7 +100,7 @@ async def _prepare_source(
                 record.id,
                 [ChangedIdentity(table.name, table.replica_identity) for table in keyless],
             )
-        await ours.set_full_identity(conn, end, keyless)
+        await ours.set_full_identity(conn, end, [table.name for table in keyless])
         await ours.create_publication(conn, end, record.publication, tables)
         slot = await ours.create_slot(stream, conn, end, record.slot)
         seen = await carried(conn, end, selection, slot.snapshot)

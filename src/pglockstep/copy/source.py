@@ -12,9 +12,11 @@ between.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from typing import LiteralString
 
+import msgspec
 import psycopg
 from psycopg import AsyncConnection, sql
 
@@ -100,15 +102,14 @@ async def owned_sequences(conn: AsyncConnection) -> list[tuple[QualifiedName, Qu
     ]
 
 
-async def set_full_identity(conn: AsyncConnection, end: End, tables: Sequence[Table]) -> None:
+async def set_full_identity(conn: AsyncConnection, end: End, tables: Iterable[QualifiedName]) -> None:
     """Give each of `tables` REPLICA IDENTITY FULL; waits no longer than `lock_timeout` for any of them."""
     for table in tables:
-        await _set_identity(conn, end, table.name, "FULL")
+        await _set_identity(conn, end, table, "FULL")
 
 
 async def set_identities_back(conn: AsyncConnection, end: End, changed: Sequence[ChangedIdentity]) -> None:
     """Undo `set_full_identity`, but only where the table still stands and still is as we left it."""
-    words = {"d": "DEFAULT", "n": "NOTHING"}
     for each in changed:
         with translate(end):
             cursor = await conn.execute(
@@ -118,11 +119,12 @@ async def set_identities_back(conn: AsyncConnection, end: End, changed: Sequence
             )
             row = await cursor.fetchone()
         if row == ("f",):
-            # 'i' whose index is gone behaves as NOTHING and cannot be set again
-            await _set_identity(conn, end, each.table, words.get(each.before, "NOTHING"))
+            await _set_identity(conn, end, each.table, each.words)
 
 
-async def _set_identity(conn: AsyncConnection, end: End, table: QualifiedName, identity: str) -> None:
+async def _set_identity(
+    conn: AsyncConnection, end: End, table: QualifiedName, identity: LiteralString
+) -> None:
     statement = sql.SQL("ALTER TABLE ONLY {} REPLICA IDENTITY {}").format(table.sql(), sql.SQL(identity))
     try:
         await conn.execute(statement)
@@ -215,6 +217,31 @@ async def published_tables(conn: AsyncConnection, end: End, name: str) -> set[Qu
             "SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = $1", [name]
         )
         return {QualifiedName(schema, table) async for schema, table in cursor}
+
+
+class Unidentified(msgspec.Struct, frozen=True):
+    """A published table whose users cannot UPDATE or DELETE, and what it has for an identity, as in ``pg_class``.
+
+    `may_alter`: our role could change that; `has_generated`: the server would refuse FULL, too.
+    """
+
+    table: QualifiedName
+    identity: str
+    may_alter: bool
+    has_generated: bool
+
+
+async def unidentified(conn: AsyncConnection, end: End, publication: str) -> list[Unidentified]:
+    """The tables that the publication's being there keeps their users from changing."""
+    statement = files("pglockstep.copy").joinpath("sql", "unidentified.sql").read_bytes()
+    with translate(end):
+        cursor = await conn.execute(statement, [publication])
+        return [Unidentified(QualifiedName(schema, name), *rest) async for schema, name, *rest in cursor]
+
+
+def withdrawal(publication: str, table: QualifiedName) -> sql.Composed:
+    """The statement that takes a table out of a publication. It waits for no reader or writer."""
+    return sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}").format(sql.Identifier(publication), table.sql())
 
 
 async def _open_transactions(conn: AsyncConnection) -> str:

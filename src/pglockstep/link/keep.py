@@ -35,7 +35,7 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import retention, session
+from pglockstep.link import identities, retention, session
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
@@ -55,8 +55,7 @@ T = TypeVar("T")
 _CAREFUL_ATTEMPTS = 3
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 30.0
-#: How often sequences are carried and the state is written down, in seconds.
-_SEQUENCES_EVERY = 10.0
+#: How often the state is written down, in seconds.
 _REPORT_EVERY = 1.0
 #: How often the source is asked for tables that do not follow, in seconds.
 _LOOK_AGAIN_EVERY = 30.0
@@ -70,15 +69,19 @@ async def keep(link: Link) -> None:
             f"another daemon (pid {link.state.daemon_pid(link.key)}) runs link {link.config.name!r}",
             hint="pglockstep status shows it; stop it first if this one is to take over",
         )
-    watching = asyncio.create_task(retention.watch(link), name="retention")
+    watching = [
+        asyncio.create_task(retention.watch(link), name="retention"),
+        asyncio.create_task(identities.watch(link), name="identities"),
+    ]
     try:
         await Keeper(link).run()
     except LockstepError as error:
         link.standing.move(Event.REFUSED, error.message)
         raise
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         claim.release()
 
 
@@ -95,6 +98,7 @@ class Keeper:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        link.carrier.ahead = True
         self._began = False
         #: what is in the way, by the end that it concerns; at first neither half has begun
         self._down: dict[Side, str] = {"source": "", "target": ""}
@@ -130,7 +134,7 @@ class Keeper:
                         self._persist("target", partial(self._apply, journal, record), lambda: self._applied),
                         name="outlet",
                     )
-                    tasks.create_task(self._carry_sequences(), name="sequences")
+                    tasks.create_task(self._link.carrier.listen(), name="sequences")
                     tasks.create_task(self._watch_unpublished(record), name="unpublished")
                     tasks.create_task(retention.watch_room(self._link, journal), name="room")
                     await self._report()
@@ -264,8 +268,7 @@ class Keeper:
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
-            carry = partial(self._carry_now, there.conn)
-            applying = link.outlet(there.conn, there.end, there.facts, journal, carry, careful=careful)
+            applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
             async with applying as outlet:
                 self._outlet = outlet
                 self._is_up("target")
@@ -293,27 +296,6 @@ class Keeper:
         assert self._journal is not None
         self._link.standing.note(self._journal, self._outlet)
 
-    async def _carry_sequences(self) -> None:
-        """Carry sequences now and then; a failure waits for the next time."""
-        while True:
-            await asyncio.sleep(_SEQUENCES_EVERY)
-            if self._outlet is not None:
-                try:
-                    await self._carry_now(self._outlet.watch)
-                except LockstepError as error:
-                    log.debug(
-                        "sequences were not carried: %s", error, extra=self._link.about("sequences.failed")
-                    )
-
-    async def _carry_now(self, target: AsyncConnection[TupleRow]) -> None:
-        """Carry sequences, if the source is there to tell of them."""
-        if self._source is None:
-            return
-        try:
-            await self._link.carry_sequences(self._source, target)
-        except SourceError as error:
-            log.debug("sequences were not carried: %s", error, extra=self._link.about("sequences.failed"))
-
     async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:
         with translate(target):
             held = await progress.holder(conn)
@@ -334,7 +316,7 @@ class Keeper:
             else:
                 if silent and silent != said:
                     log.warning(
-                        "not in the stream, so the target does not follow them: %s (unlogged, or made after the copy)",
+                        "not in the stream, so the target does not follow them: %s (unlogged, made after the copy, or taken out)",
                         ", ".join(silent[:10]),
                         extra=self._link.about("stream.unpublished"),
                     )

@@ -13,7 +13,7 @@ import msgspec
 
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, Inconclusive, LinkHeld
-from pglockstep.link import session
+from pglockstep.link import identities, session
 from pglockstep.link.keep import worth_another_try
 from pglockstep.link.link import Link
 from pglockstep.link.pipeline import Pipeline
@@ -43,6 +43,7 @@ async def once(link: Link) -> OnceResult:
             if (lsn := await _holder_passed_barrier(link, ends)) is not None:
                 return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
         record, copied_rows = await link.ready(ends)
+        await identities.settle(link)
         transactions = changes = 0
         lsn = Lsn(0)
 

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 
 import psycopg
@@ -16,7 +15,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import Applier
-from pglockstep.compare.sequences import behind
 from pglockstep.config.sections import LinkConfig
 from pglockstep.copy import first
 from pglockstep.copy.ends import Ends
@@ -29,14 +27,15 @@ from pglockstep.findings import demand
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.journal.segments import newest_head
 from pglockstep.link import session
+from pglockstep.link.carrier import LOCK_PATIENCE, Carrier
 from pglockstep.link.intake import Intake
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.standing import Standing
 from pglockstep.link.states import Event
 from pglockstep.observe.state import StateDirectory
-from pglockstep.postgres import privileges, sequences
-from pglockstep.postgres.connect import End, connect, ends, fingerprint, translate, translated
+from pglockstep.postgres import privileges
+from pglockstep.postgres.connect import End, connect, ends, fingerprint, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import copying, slots
@@ -61,8 +60,7 @@ class Link:
         self.state = state
         self.selection = Selection.of(config)
         self.standing = Standing(config.name, self.key, state)
-        # the stream and the clock both carry sequences, over one session of the source's
-        self._carrying = asyncio.Lock()
+        self.carrier = Carrier(*ends(config))
 
     async def ready(self, ends: Ends, *, lasting: bool = False) -> tuple[LinkRecord, int]:
         """The link's record, with its first copy made; and how many rows that copied just now.
@@ -145,17 +143,10 @@ class Link:
             record = await progress.read(ends.target_conn)
         async with self.journal(ends.source_conn, ends.source, record) as journal:
             assert record is not None
-            carry = partial(self.carry_sequences, ends.source_conn, ends.target_conn)
             applying = self.outlet(
-                ends.target_conn,
-                ends.target,
-                ends.target_facts,
-                journal,
-                carry,
-                careful=careful,
-                copied=copied,
+                ends.target_conn, ends.target, ends.target_facts, journal, careful=careful, copied=copied
             )
-            async with applying as outlet:
+            async with aclosing(self.carrier), applying as outlet:
                 yield Pipeline(journal, Intake(ends.source, record, journal, lambda: outlet.flushed), outlet)
 
     @asynccontextmanager
@@ -204,7 +195,6 @@ class Link:
         target: End,
         facts: Facts,
         journal: Journal,
-        carry: Callable[[], Awaitable[None]],
         *,
         careful: bool = False,
         copied: Mapping[QualifiedName, Lsn] | None = None,
@@ -214,7 +204,7 @@ class Link:
         with translate(target):
             record = demand_progress(await progress.read(conn))
         assert record.progress is not None
-        watch = await connect(target, "watch")
+        watch = await connect(target, "watch", lock_timeout=LOCK_PATIENCE)
         try:
             reader = await journal.reader(record.progress)
             try:
@@ -224,7 +214,8 @@ class Link:
                     record.id,
                     record.progress,
                     careful=careful,
-                    at_barrier=carry,
+                    at_barrier=partial(self.carrier.carry, conn),
+                    outran=self.carrier.outran,
                     catalog_conn=watch,
                     copied=copied,
                 )
@@ -232,7 +223,8 @@ class Link:
                 for description in map(decode, reader.descriptions):
                     if isinstance(description, Relation):
                         applier.builder.announce(description)
-                yield Outlet(target, journal, reader, applier, watch)
+                async with self.carrier.lent(watch):
+                    yield Outlet(target, journal, reader, applier, watch)
             finally:
                 reader.close()
         finally:
@@ -240,30 +232,6 @@ class Link:
             # a transaction that did not end belongs to nobody now
             with suppress(psycopg.Error):
                 await conn.rollback()
-
-    async def carry_sequences(
-        self, source: AsyncConnection[TupleRow], target: AsyncConnection[TupleRow]
-    ) -> None:
-        """Move the target's sequences on to where the source's stand, over a session on either end; never backwards.
-
-        A sequence that a transaction of the source's has locked (TRUNCATE … RESTART IDENTITY) holds up no change
-        of the stream: then none is carried now.
-        """
-        async with self._carrying:
-            try:
-                async with source.transaction():
-                    await source.execute("SET LOCAL lock_timeout = '100ms'")
-                    there = await sequences.read(source)
-            except psycopg.errors.LockNotAvailable:
-                return
-            except psycopg.Error as error:
-                raise translated(ends(self.config)[0], error) from error
-            with translate(ends(self.config)[1]):
-                here = await sequences.read(target)
-                late = {
-                    (each.schema, each.name) for each in behind(there, here) if each.target_next is not None
-                }
-                await sequences.move(target, [each for each in there if (each.schema, each.name) in late])
 
     def about(self, action: str) -> dict[str, str]:
         """What a log record of this link carries."""

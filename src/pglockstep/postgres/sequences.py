@@ -16,18 +16,40 @@ _AT_ONCE = 200
 
 
 class SequenceState(msgspec.Struct, frozen=True):
-    """Where one sequence stands: `last_value` is the next value to come unless `is_called`."""
+    """Where one sequence stands: `last_value` is the next value to come unless `is_called`.
+
+    `final_value` is the bound that it counts towards; `cache` is how many numbers a session takes at once.
+    """
 
     schema: str
     name: str
     last_value: int
     is_called: bool
     increment: int
+    final_value: int
+    cache: int = 1
+    cycles: bool = False
 
     @property
     def next_value(self) -> int:
         """What ``nextval`` would give, bounds aside."""
         return self.last_value + self.increment if self.is_called else self.last_value
+
+    def steps_to(self, other: SequenceState) -> int:
+        """How many numbers `other` is ahead of this one; negative if it is behind."""
+        return (other.next_value - self.next_value) // self.increment
+
+    def ahead_by(self, numbers: int) -> SequenceState:
+        """This sequence so many numbers on, but by no more than half of what it has left.
+
+        One that cycles stays: ahead of its end there is nothing.
+        """
+        left = (self.final_value - self.next_value) // self.increment + 1
+        numbers = min(numbers, left // 2)
+        if self.cycles or numbers <= 0:
+            return self
+        last_value = self.next_value + (numbers - 1) * self.increment
+        return msgspec.structs.replace(self, last_value=last_value, is_called=True)
 
 
 async def read(
@@ -40,8 +62,8 @@ async def read(
     """
     cursor = await conn.execute(statement("sequences"))
     known = [
-        (QualifiedName(schema, name), increment)
-        async for schema, name, increment in cursor
+        (QualifiedName(schema, name), rest)
+        async for schema, name, *rest in cursor
         if names is None or (schema, name) in names
     ]
     found: list[SequenceState] = []
@@ -53,9 +75,7 @@ async def read(
         )
         cursor = await conn.execute(query, prepare=False)
         states = {index: (last_value, is_called) async for index, last_value, is_called in cursor}
-        found += [
-            SequenceState(*name, *states[index], increment) for index, (name, increment) in enumerate(part)
-        ]
+        found += [SequenceState(*name, *states[index], *rest) for index, (name, rest) in enumerate(part)]
     return found
 
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, LiteralString
 
 import msgspec
 from psycopg import AsyncConnection
@@ -62,6 +62,11 @@ class ChangedIdentity(msgspec.Struct, frozen=True):
 
     table: QualifiedName
     before: str
+
+    @property
+    def words(self) -> LiteralString:
+        """What sets it back: an index that is gone cannot be set again, and behaves as NOTHING."""
+        return "DEFAULT" if self.before == "d" else "NOTHING"
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -142,7 +147,7 @@ async def remember_identities(conn: AsyncConnection, link: str, changed: Sequenc
         for each in changed:
             await conn.execute(
                 "INSERT INTO pglockstep.replica_identity (link, schema_name, table_name, before) "
-                "VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                "VALUES ($1, $2, $3, $4) ON CONFLICT (link, schema_name, table_name) DO UPDATE SET before = EXCLUDED.before",
                 [link, each.table.schema, each.table.name, each.before],
             )
 
