@@ -33,6 +33,21 @@ def confirmable(durable: Lsn, flushed: Lsn, waiting: float) -> Lsn:
     return min(durable, flushed)
 
 
+class Waiting:
+    """For how long the target has been behind with what was durable here. Pure."""
+
+    def __init__(self) -> None:
+        self._since: tuple[Lsn, float] | None = None
+
+    def seconds(self, durable: Lsn, flushed: Lsn, now: float) -> float:
+        """How long it has not reached a position at least that was durable then; a target that keeps moving keeps up."""
+        if flushed >= durable:
+            self._since = None
+        elif self._since is None or flushed >= self._since[0]:
+            self._since = durable, now
+        return 0.0 if self._since is None else now - self._since[1]
+
+
 class Intake:
     """Receives from the slot of a link; `flushed` is how far the target has everything on its disk."""
 
@@ -43,7 +58,7 @@ class Intake:
         self._flushed = flushed
         # nothing: what an earlier session confirmed is for the source to know
         self._confirmed = Lsn(0)
-        self._waiting_since: float | None = None
+        self._waiting = Waiting()
         self._asked = False
         self._stream: ReplicationConnection | None = None
         self.heard_at = time.monotonic()
@@ -93,12 +108,8 @@ class Intake:
             await self._tell(stream, reply=silent > self._source.silence_timeout / 3)
 
     async def _tell(self, stream: ReplicationConnection, *, reply: bool = False) -> None:
-        durable, flushed, now = self._journal.durable, self._flushed(), time.monotonic()
-        if flushed >= durable:
-            self._waiting_since = None
-        elif self._waiting_since is None:
-            self._waiting_since = now
-        waiting = 0.0 if self._waiting_since is None else now - self._waiting_since
+        durable, flushed = self._journal.durable, self._flushed()
+        waiting = self._waiting.seconds(durable, flushed, time.monotonic())
         allowed = durable if self._asked else confirmable(durable, flushed, waiting)
         self._asked = False
         self._confirmed = max(self._confirmed, allowed)

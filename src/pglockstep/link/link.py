@@ -145,6 +145,8 @@ class Link:
             record = await progress.read(ends.target_conn)
         async with self.journal(ends.source_conn, ends.source, record) as journal:
             assert record is not None
+            assert record.progress is not None
+            journal.needs(record.progress)
             carry = partial(self.carry_sequences, ends.source_conn, ends.target_conn)
             applying = self.outlet(
                 ends.target_conn,
