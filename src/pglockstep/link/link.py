@@ -184,9 +184,9 @@ class Link:
 
     async def open_journal(self, record: LinkRecord) -> Journal:
         """The link's journal as it is."""
-        journal = await Journal.open(
-            self.state.journal(record.id), record.id, record.source_identity, Limits()
-        )
+        wanted = self.config.journal
+        limits = Limits(wanted.segment_size, wanted.keep_size, wanted.keep_age)
+        journal = await Journal.open(self.state.journal(record.id), record.id, record.source_identity, limits)
         if journal.cut:
             log.info("the journal's end was cut off: %s", journal.cut, extra=self.about("journal.cut"))
         return journal
