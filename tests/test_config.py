@@ -17,6 +17,7 @@ from pglockstep.config.sections import (
     BackupConfig,
     Config,
     GuardConfig,
+    JournalConfig,
     KeepConfig,
     LinkConfig,
     TableGuardConfig,
@@ -24,7 +25,7 @@ from pglockstep.config.sections import (
 )
 from pglockstep.config.unbuilt import not_built_yet, refuse_unbuilt
 from pglockstep.errors import EXIT_CONFIG, ConfigError, NotBuiltYet
-from pglockstep.units import Duration
+from pglockstep.units import ByteSize, Duration
 
 DOCS = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -64,6 +65,7 @@ def test_two_connection_strings_are_enough(tmp_path: Path) -> None:
                 floors={},
                 tables={},
             ),
+            journal=JournalConfig(ByteSize(1 << 30), Duration(86400), ByteSize(64 << 20)),
         )
     }
     assert (whole.web, whole.alerts, whole.backup) == (None, None, None)
@@ -110,6 +112,7 @@ def test_values_other_than_the_defaults_arrive(tmp_path: Path) -> None:
         jobs = 64
         guard.keep_deleted = "0"
         guard.max_delete_fraction = 1
+        journal = { keep_size = "0", keep_age = "2h", segment_size = "1MB" }
         [links."eu.west-1".guard.tables]
         'app."Big.Table"' = { max_delete_rows = 0, window = "2d" }
         [backup]
@@ -123,6 +126,7 @@ def test_values_other_than_the_defaults_arrive(tmp_path: Path) -> None:
     assert link.guard.tables == {
         ("app", "Big.Table"): TableGuardConfig(max_delete_rows=0, window=Duration(172800))
     }
+    assert link.journal == JournalConfig(ByteSize(0), Duration(7200), ByteSize(1 << 20))
     assert whole.backup == BackupConfig(keep=KeepConfig(last=1))
 
 
@@ -366,7 +370,7 @@ def test_the_docs_are_up_to_date() -> None:
 def test_every_key_is_documented() -> None:
     """Each key of each table has a line in the docs with a meaning and a default."""
     rows = re.findall(r"^\| `(\w+)` \| .+ \| .+ \| .+ \|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
-    structural = {"name", "links", "guard", "tables", "web", "alerts", "backup", "path"}
-    sections = [Config, LinkConfig, GuardConfig, TableGuardConfig]
+    structural = {"name", "links", "journal", "guard", "tables", "web", "alerts", "backup", "path"}
+    sections = [Config, LinkConfig, JournalConfig, GuardConfig, TableGuardConfig]
     for section in [*sections, WebConfig, AlertsConfig, BackupConfig, KeepConfig]:
         assert set(section.__struct_fields__) - structural <= set(rows), section.__name__

@@ -98,6 +98,8 @@ ROWS = "a number of rows, 0 or more"
         ("links.main.guard", "floors = []", "a list", "a table", "[links.main.guard.floors]"),
         ("links.main.guard.floors", "'a.b' = -5", "-5", ROWS, ""),
         ("links.main.guard.tables.'a.b'", "judge = 'no'", '"no"', "true or false", ""),
+        ("links.main.journal", "keep_size = 5", "5", 'a size with its unit, or "0"', '= "1GB"'),
+        ("links.main.journal", "keep_age = 5", "5", 'a duration with its unit, or "0"', '= "1d"'),
         ("web", "token = 5", "a number", "a string", ""),
         ("backup", "keep = 5", "a number", "a table", "[backup.keep]"),
         ("backup", "schedule = 'x'", '"x"', "a list of strings", '["*/10 * * * *"]'),
@@ -125,6 +127,17 @@ def test_a_wrong_value_is_told_with_what_is_expected(
         (f"{LINK}lock_timeout = '0.1ms'", "4: lock_timeout in [links.main]: a duration from 1ms", ""),
         (f"{LINK}lock_timeout = '25d'", "4: lock_timeout in [links.main]: a duration from 1ms", ""),
         (f"{GUARD}keep_deleted = '-1h'", "5: keep_deleted in [links.main.guard]: '-1h' is not", ""),
+        (f"{LINK}journal.keep_size = '5'", "4: keep_size in [links.main.journal]: '5' is not a size in", ""),
+        (
+            f"{LINK}journal.segment_size = '2GB'",
+            "4: segment_size in [links.main.journal]: a size from 1MB",
+            "",
+        ),
+        (
+            f"{LINK}journal.segment_size = '1kB'",
+            "4: segment_size in [links.main.journal]: a size from 1MB",
+            "",
+        ),
         (
             f"{LINK}include = [\n'b',\n]",
             '4: include in [links.main]: "b" is not of the form',

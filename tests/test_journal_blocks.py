@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encode_pgoutput import encode
 from fix_journal import numbers, relation, transaction
 from pglockstep.journal import assembly, blocks
 from pglockstep.journal.assembly import Assembly
 from pglockstep.journal.blocks import CONTINUES, OPEN, Chunk, Damaged
+from pglockstep.wal.messages import LogicalMessage
 
 #: The sizes of some transactions: how many rows, and how large each is.
 sizes = st.lists(
@@ -65,6 +67,18 @@ def test_what_did_not_end_is_held_back_until_it_is_large(rows: int, cut: int) ->
     made.abandon()
     assert made.empty
     assert [m for chunk in made.take(second) for m in chunk.messages] == second
+
+
+@given(cuts=st.lists(st.integers(0, 20), max_size=5), count=st.integers(1, 5))
+def test_messages_outside_of_transactions_are_left_out(cuts: list[int], count: int) -> None:
+    """However many an application writes, and however large: nothing is held back for them, and nothing is open."""
+    outside = encode(LogicalMessage(False, 5, "app", b"x" * assembly.PIECE))
+    inside = encode(LogicalMessage(True, 5, "app", b"x"))
+    with_one = [*transaction(2)[:2], inside, *transaction(2)[2:]]
+    arrived = [*[outside] * count, *transaction(1), *[outside] * count, *with_one, outside]
+    chunks, made = chunks_of(arrived, cuts)
+    assert made.empty
+    assert [message for chunk in chunks for message in chunk.messages] == [*transaction(1), *with_one]
 
 
 @given(st.lists(st.binary(min_size=1, max_size=200), max_size=20), st.integers(0, 2**64 - 1))

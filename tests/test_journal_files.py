@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 
 from fix_journal import SMALL, numbers, read_back, running, segments_of, transaction, written
 from pglockstep.errors import JournalDamaged, JournalUnusable, LinkHeld
+from pglockstep.journal import blocks
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.journal.retention import Kept, droppable
+from pglockstep.journal.segments import Segment
+from pglockstep.journal.writer import Writer
 from pglockstep.units import Lsn
 
 
@@ -59,6 +63,82 @@ def test_garbage_at_the_end_is_cut(tmp_path: Path) -> None:
             file.write(noise)
         written(folder, 45)  # begins with a 1 again, which a journal does not mind
         assert read_back(folder)[0][:40] == list(range(1, 41))
+
+
+def test_what_was_just_begun_is_no_damage(tmp_path: Path) -> None:
+    """A segment that a power cut left empty, cut short or full of zeros, is taken away: nothing ever stood in it."""
+    written(tmp_path, 40, limits=Limits())
+    (segment,) = segments_of(tmp_path)
+    head = segment.read_bytes()[:100]
+    for noise in (b"", b"\0" * 200, b"\0" * 4096, head[:10], head):
+        fresh = tmp_path / f"00000002-{4100:016X}.journal"
+        fresh.write_bytes(noise)
+        assert read_back(tmp_path) == (list(range(1, 41)), Lsn(4100))
+        assert list(segments_of(tmp_path)) == [segment]
+
+
+def test_blocks_that_a_disk_got_out_of_order(tmp_path: Path) -> None:
+    """A hole before a whole block is the torn end where nothing proves a flush in between, and damage where something does."""
+    for flushed in (False, True):
+        folder = tmp_path / str(flushed)
+        writer = Writer.open(folder, "0123456789ab", "1/2", segment_size=1 << 20)
+        writer.begin_at(Lsn(100))
+        places = []
+        for number in (1, 2, 3):
+            messages = transaction(number)
+            places.append(writer.append(blocks.whole(messages, blocks.kinds_of(messages), sum(map(len, messages)))))
+            if flushed:
+                writer.sync()
+        (segment,) = segments_of(folder)
+        with segment.open("r+b") as file:
+            file.seek(places[1].offset)
+            file.write(b"\0" * (places[2].offset - places[1].offset))
+        if flushed:
+            with pytest.raises(JournalDamaged, match=f"damaged at byte {places[1].offset}"):
+                read_back(folder)
+        else:
+            assert read_back(folder) == ([1], Lsn(200))
+
+
+def test_what_a_killed_process_left_is_flushed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything counts as durable that stands in the files: the system may still hold it in memory alone."""
+    written(tmp_path, 3)
+    synced: list[str] = []
+    sync = Segment.sync
+
+    def noted(segment: Segment) -> None:
+        synced.append(segment.file.path.name)
+        sync(segment)
+
+    monkeypatch.setattr(Segment, "sync", noted)
+    Writer.open(tmp_path, "0123456789ab", "1/2", segment_size=4096)
+    assert synced == [each.name for each in segments_of(tmp_path)]
+
+
+def test_a_flush_that_failed_is_never_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that refuses a flush, full or broken, may forget what it was given: it is cut off, and the journal ends."""
+
+    def refuse(_: Segment) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def fail() -> None:
+        journal = await Journal.open(tmp_path, "0123456789ab", "1/2", SMALL)
+        await journal.begin_at(Lsn(100))
+        await journal.append(transaction(1, describe=1))
+        await journal.close()
+        journal = await Journal.open(tmp_path, "0123456789ab", "1/2", SMALL)
+        monkeypatch.setattr(Segment, "sync", refuse)
+        await journal.append(transaction(2))
+        with pytest.raises(JournalUnusable, match="did not get there"):
+            await journal.run()
+        monkeypatch.undo()
+        assert journal.durable == 200
+        with pytest.raises(JournalUnusable):
+            await journal.append(transaction(3))
+        await journal.close()
+
+    asyncio.run(fail())
+    assert read_back(tmp_path) == ([1], Lsn(200))
 
 
 def test_a_flipped_byte_is_refused_with_its_place(tmp_path: Path) -> None:
@@ -195,22 +275,28 @@ def noisy(number: int) -> list[bytes]:
 @given(
     sizes=st.lists(st.integers(1, 100), max_size=12),
     needed=st.integers(0, 1300),
+    unknown=st.integers(0, 3),
     keep_size=st.integers(0, 600),
     keep_hours=st.integers(0, 12),
 )
 def test_what_is_needed_is_never_dropped(
-    sizes: list[int], needed: int, keep_size: int, keep_hours: int
+    sizes: list[int], needed: int, unknown: int, keep_size: int, keep_hours: int
 ) -> None:
-    """The oldest go first, none that is needed; the rest is within its size and age, unless it is needed."""
+    """The oldest go first, none that is or may be needed; the rest is within its size and age, unless it is needed."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     kept = [
-        Kept(number, Lsn(number * 100), size, now - timedelta(hours=len(sizes) - number))
+        Kept(
+            number,
+            Lsn(number * 100) if number <= len(sizes) - unknown else None,
+            size,
+            now - timedelta(hours=len(sizes) - number),
+        )
         for number, size in enumerate(sizes, 1)
     ]
     gone = droppable(kept, Lsn(needed), now, keep_size=keep_size, keep_age=timedelta(hours=keep_hours))
     assert gone == [each.number for each in kept[: len(gone)]]
-    assert all(each.until <= needed for each in kept[: len(gone)])
-    rest = [each for each in kept[len(gone) :] if each.until <= needed]
+    assert all(each.until is not None and each.until <= needed for each in kept[: len(gone)])
+    rest = [each for each in kept[len(gone) :] if each.until is not None and each.until <= needed]
     if rest:
         assert sum(each.size for each in kept[len(gone) :]) <= keep_size
         assert all(now - each.written_at <= timedelta(hours=keep_hours) for each in rest[:1])

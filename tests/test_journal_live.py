@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fix_journal import all_there_is, numbers, running, transaction
+from fix_journal import all_there_is, numbers, running, segments_of, transaction
+from pglockstep.errors import JournalDamaged
 from pglockstep.journal import journal as journal_module
 from pglockstep.journal.follower import Abandoned, Follower
 from pglockstep.journal.journal import Journal, Limits
@@ -146,13 +147,14 @@ def test_descriptions_are_known_wherever_a_reader_starts(tmp_path: Path) -> None
 
 
 def test_a_silent_source_moves_what_is_durable(tmp_path: Path) -> None:
-    """What the source has nothing to send before is durable by itself, but never while anything is on its way."""
+    """What the source has nothing to send before is durable once it is written down, but never while anything is on its way."""
 
     async def idle() -> None:
         async with running(tmp_path) as journal:
             journal.heard(Lsn(5000))
-            assert journal.position == 5000
+            assert (journal.position, journal.durable) == (5000, 100)
             await flushed(journal)
+            assert journal.durable == 5000
             await journal.append(transaction(50)[:2])
             journal.heard(Lsn(6000))
             assert journal.position == 5000
@@ -161,12 +163,76 @@ def test_a_silent_source_moves_what_is_durable(tmp_path: Path) -> None:
             journal.heard(Lsn(7000))
             assert (journal.position, journal.durable) == (7000, 5000)
             await flushed(journal)
-        # it may have been confirmed to the source: a journal that forgot it would seem to have a gap
+            journal.heard(Lsn(9000))
+            await flushed(journal)
+            reader = await journal.reader(Lsn(100))
+            assert numbers(await read_until(reader, 50)) == [50]
+            reader.close()
+
+    async def open_again() -> None:
         async with running(tmp_path) as journal:
-            assert journal.position == journal.durable == 7000
-            assert await journal.extent() == (100, 7000)
+            assert await journal.extent() == (100, 9000)
+            assert (journal.position, journal.durable) == (9000, 9000)
 
     finish(idle())
+    finish(open_again())
+
+
+def test_a_large_transaction_is_kept_from_its_beginning(tmp_path: Path) -> None:
+    """With nothing to keep: while it arrives, once it is complete, and until it is applied; then all of it may go."""
+    large = transaction(2, rows=2000, size=1000)
+
+    async def receive() -> None:
+        async with running(tmp_path) as journal:
+            await journal.append(transaction(1, describe=1))
+            journal.needs(Lsn(200))
+            for start in range(0, len(large), 100):
+                await journal.append(large[start : start + 100])
+                await asyncio.sleep(0.001)
+                if start == 1000:
+                    await prune(journal)
+            await flushed(journal)
+            await prune(journal)
+            reader = await journal.reader(Lsn(200))
+            assert numbers(await read_until(reader, 2))[-1] == 2
+            reader.close()
+            before = len(list(segments_of(tmp_path)))
+            for number in range(3, 20):
+                await journal.append(transaction(number, rows=20, size=number * 10))
+                await flushed(journal)
+            journal.needs(Lsn(2000))
+            # a target that has not flushed anything yet asks for no more than was there
+            journal.needs(Lsn(0))
+            await prune(journal)
+            assert len(list(segments_of(tmp_path))) == 1 < before
+            extent = await journal.extent()
+            assert extent is not None
+            assert extent[0] >= 300
+
+    finish(receive())
+
+
+async def prune(journal: Journal) -> None:
+    """Remove what nobody needs, as `run` does now and then."""
+    async with journal.at_files():
+        await journal.do(journal._prune)
+
+
+def test_a_reader_whose_segment_is_gone_says_so(tmp_path: Path) -> None:
+    """Files that somebody removed under a running journal: an error with the segment's number, never waiting for ever."""
+
+    async def lose() -> None:
+        async with running(tmp_path) as journal:
+            reader = await journal.reader(Lsn(100))
+            await journal.append(transaction(1))
+            await flushed(journal)
+            for each in list(segments_of(tmp_path)):
+                each.unlink()
+            with pytest.raises(JournalDamaged, match="segment 1 is missing"):
+                await reader.read()
+            reader.close()
+
+    finish(lose())
 
 
 async def flushed(journal: Journal) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fix_servers import Cli, Connection, Pair, wait_until
+from fix_servers import Cli, Connection, Pair, connect, wait_until
 from fix_workload import SCHEMA
 from test_run import daemon, ends_identical
 
@@ -82,3 +82,21 @@ def test_once_uses_what_a_daemon_received(pair: Pair, cli: Cli) -> None:
     assert elsewhere.returncode == 4, elsewhere.stderr
     assert "no journal here" in elsewhere.stderr
     ends_identical(cli, pair)
+
+
+def test_what_is_not_for_us_is_confirmed_and_known_again(pair: Pair, cli: Cli) -> None:
+    """With the target away the slot follows a busy server's other databases; after a kill the link goes on from there."""
+    source = pair.on_source()
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with daemon(cli, pair) as running:
+        pair.target_server.stop("fast")
+        source.execute("INSERT INTO t VALUES (1)")
+        with connect(pair.source_server.conninfo()) as other:
+            other.execute("SELECT pg_logical_emit_message(true, 'noise', repeat('x', 1000000))")
+            # outside of any transaction, and in our own database
+            source.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000))")
+        wait_until(lambda: confirmed(source) < 100_000, 20, "the source to be told")
+        running.kill()
+    pair.target_server.start()
+    ends_identical(cli, pair)
+    assert pair.on_target().execute("SELECT FROM t").rowcount == 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pglockstep.units import Duration, Lsn, human_bytes
+from pglockstep.units import ByteSize, Duration, Lsn, human_bytes
 
 lsns = st.integers(0, 2**64 - 1)
 
@@ -121,6 +121,38 @@ def test_duration_parse_raises_nothing_but_value_error(text: str) -> None:
     """Any text is either a duration of no less than nothing, or a `ValueError`."""
     with contextlib.suppress(ValueError):
         assert Duration.parse(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("100B", 100), ("512kB", 1 << 19), ("64MB", 1 << 26), ("1.5GB", 3 << 29), (" 2 TB ", 1 << 41)],
+)
+def test_byte_size_reads_postgresqls_units(text: str, count: int) -> None:
+    """A size is a number of bytes; units are powers of 1024."""
+    assert ByteSize.parse(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "64", "MB", "64mb", "64KB", "-1MB", "1e3MB", "1GiB", "1M", "9" * 400 + "MB"]
+)
+def test_byte_size_needs_a_number_and_a_unit(text: str) -> None:
+    """A bare number, another unit or a sign is refused, and the message shows how to write it."""
+    with pytest.raises(ValueError, match='such as "512kB", "64MB" or "1GB"'):
+        ByteSize.parse(text)
+
+
+@given(st.integers(0, 2**60))
+@example(3 << 29)
+def test_byte_size_survives_its_text(count: int) -> None:
+    """Every number of bytes prints in the largest unit that leaves it whole, and reads back as itself."""
+    assert ByteSize.parse(str(ByteSize(count))) == count
+
+
+@given(st.text())
+def test_byte_size_parse_raises_nothing_but_value_error(text: str) -> None:
+    """Any text is either a size of no less than nothing, or a `ValueError`."""
+    with contextlib.suppress(ValueError):
+        assert ByteSize.parse(text) >= 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Everything here is pure and compares, hashes and prints the way PostgreSQL's use
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import ClassVar
 
 
@@ -47,6 +48,31 @@ class Duration(float):
             if self and self % self._UNITS[unit] == 0:
                 return f"{int(self / self._UNITS[unit])}{unit}"
         return "0" if not self else f"{round(self * 1000, 3):.15g}ms"
+
+
+class ByteSize(int):
+    """Bytes, written with a unit in configuration files, as PostgreSQL has them: ``512kB``, ``64MB``, ``1GB``."""
+
+    _UNITS: ClassVar = {"TB": 1 << 40, "GB": 1 << 30, "MB": 1 << 20, "kB": 1 << 10, "B": 1}
+
+    @classmethod
+    def parse(cls, text: str) -> ByteSize:
+        """Read a size; a bare ``0`` is allowed. Raises `ValueError` with what was expected."""
+        found = re.fullmatch(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(TB|GB|MB|kB|B)\s*", text)
+        if found:
+            return cls(round(Fraction(found[1]) * cls._UNITS[found[2]]))
+        if text.strip() == "0":
+            return cls(0)
+        expected = 'write a number and a unit, such as "512kB", "64MB" or "1GB"'
+        raise ValueError(f"{text!r} is not a size in bytes; {expected}")
+
+    def __str__(self) -> str:
+        for unit, size in self._UNITS.items():
+            if self and self % size == 0:
+                return f"{self // size}{unit}"
+        return "0"
+
+    __repr__ = __str__
 
 
 def human_bytes(count: int) -> str:

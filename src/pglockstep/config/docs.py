@@ -182,6 +182,8 @@ Only `source` and `target` of one link have to be there.
 **Durations** are a number and a unit in quotes: `"500ms"`, `"30s"`, `"10m"`, `"1h"`, `"2d"`. Where a zero
 makes sense, it is `"0"`.
 
+**Sizes** are a number and a unit in quotes, in powers of 1024 as PostgreSQL has them: `"512kB"`, `"64MB"`, `"1GB"`.
+
 **Table names** are a schema and a name as in SQL: `public.orders`, or `public."User"` where a name has upper
 case, dots or blanks. As a key they need quotes of TOML's own around that: `'public."User"' = 5`.
 

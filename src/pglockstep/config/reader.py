@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 import msgspec
 
 from pglockstep.errors import ConfigError
-from pglockstep.units import Duration
+from pglockstep.units import ByteSize, Duration
 
 #: A place in the file: the names of the tables from the top, then the key.
 Where = tuple[str, ...]
@@ -254,7 +254,7 @@ def toml(value: object) -> str:
     match value:
         case bool():
             return str(value).lower()
-        case Duration() | Path():
+        case Duration() | ByteSize() | Path():
             return toml(str(value))
         case str():
             literal = '"' in value and "'" not in value and value.isprintable()

@@ -17,6 +17,7 @@ from pglockstep.config.values import (
     Count,
     Destructive,
     Fraction,
+    KeptBytes,
     LinkName,
     Listen,
     Memory,
@@ -28,12 +29,13 @@ from pglockstep.config.values import (
     Rows,
     Secret,
     Secrets,
+    SegmentBytes,
     TableName,
     WithoutKey,
     Workers,
     key,
 )
-from pglockstep.units import Duration
+from pglockstep.units import ByteSize, Duration
 
 #: Where the state is kept on a machine that has a place for it.
 SYSTEM_STATE_DIR = Path("/var/lib/pglockstep")
@@ -104,6 +106,18 @@ class GuardConfig(Section, frozen=True):
 DEFAULT_GUARD = GuardConfig()
 
 
+class JournalConfig(Section, frozen=True):
+    """How much is kept of what the source sent; what the target still needs is always kept, however much it is."""
+
+    keep_size: Annotated[
+        KeptBytes, key("How much is kept that nobody needs any more, beside the segment that is written.")
+    ] = ByteSize(1 << 30)
+    keep_age: Annotated[Memory, key("For how long it is kept.")] = Duration(86400)
+    segment_size: Annotated[
+        SegmentBytes, key("How large a file of the journal gets; whole files are removed.")
+    ] = ByteSize(64 << 20)
+
+
 class LinkConfig(Section, frozen=True):
     """One source database that is kept in step with one target database."""
 
@@ -142,6 +156,7 @@ class LinkConfig(Section, frozen=True):
     silence_timeout: Annotated[
         Pause, key("An end that has not been heard from for so long is taken to be gone.")
     ] = Duration(30)
+    journal: JournalConfig = JournalConfig()
     guard: GuardConfig = DEFAULT_GUARD
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from msgspec import Meta
 from psycopg.conninfo import conninfo_to_dict
 
 from pglockstep.config.reader import Wrong, nearest, toml
-from pglockstep.units import Duration
+from pglockstep.units import ByteSize, Duration
 
 # --- table names and patterns -----------------------------------------------------------------------------
 
@@ -149,6 +150,15 @@ def _memory(value: Duration) -> Duration:
     return _between("0", value, "3650d")
 
 
+def _bytes_between(least: str, most: str) -> Callable[[ByteSize], ByteSize]:
+    def check(value: ByteSize) -> ByteSize:
+        if not ByteSize.parse(least) <= value <= ByteSize.parse(most):
+            raise Wrong(f"a size from {least} to {most} is expected")
+        return value
+
+    return check
+
+
 def _between(least: str, value: Duration, most: str) -> Duration:
     if not Duration.parse(least) <= value <= Duration.parse(most):
         raise Wrong(f"a duration from {least} to {most} is expected")
@@ -173,6 +183,13 @@ Workers = Annotated[int, Meta(ge=1, le=64, title="a number from 1 to 64")]
 Listen = Annotated[str, Meta(title="HOST:PORT", extra={"check": _listen})]
 Pause = Annotated[Duration, Meta(title="a duration above 0, with its unit", extra={"check": _pause})]
 Memory = Annotated[Duration, Meta(title='a duration with its unit, or "0"', extra={"check": _memory})]
+KeptBytes = Annotated[
+    ByteSize, Meta(title='a size with its unit, or "0"', extra={"check": _bytes_between("0", "1024TB")})
+]
+SegmentBytes = Annotated[
+    ByteSize,
+    Meta(title="a size from 1MB to 1GB, with its unit", extra={"check": _bytes_between("1MB", "1GB")}),
+]
 Mode = Literal["stream", "poll", "two-way"]
 WithoutKey = Literal["full", "poll", "refuse"]
 Destructive = Literal["hold", "allow"]

@@ -9,7 +9,9 @@ from pglockstep.journal.blocks import Chunk, kinds_of, piece, whole
 #: From how many bytes on an unfinished transaction is handed out in pieces.
 PIECE = 256 << 10
 
-_BEGIN, _COMMIT = b"B", b"C"
+_COMMIT, _MESSAGE = b"CM"
+#: Of a message of an application's: it belongs to a transaction.
+_TRANSACTIONAL = 1
 
 
 class Assembly:
@@ -35,6 +37,10 @@ class Assembly:
     def take(self, messages: Sequence[bytes]) -> list[Chunk]:
         """Take messages as they arrived; returns the chunks that can be handed out now."""
         kinds = kinds_of(messages)
+        if _MESSAGE in kinds:
+            # what an application wrote into the WAL outside of any transaction is nothing that happened to a table
+            messages = [each for each in messages if each[0] != _MESSAGE or each[1] & _TRANSACTIONAL]
+            kinds = kinds_of(messages)
         chunks = []
         at = 0
         if self._begin is not None:
@@ -55,12 +61,9 @@ class Assembly:
             at = end + 1
         self._hold(messages, kinds, at, len(messages))
         if self._size >= PIECE:
-            # messages that belong to no transaction may stand before it
-            at = self._kinds.find(_BEGIN)
-            if at >= 0:
-                begin = self._held[at]
-                chunks.append(self._piece(begin, starts=True, ends_here=False))
-                self._begin = begin
+            begin = self._held[0]
+            chunks.append(self._piece(begin, starts=True, ends_here=False))
+            self._begin = begin
         return chunks
 
     def abandon(self) -> None:

@@ -26,7 +26,7 @@ CATALOG = 8
 #: How a block begins.
 MAGIC = b"PGLb"
 _PLAIN, _LZ4 = 0, 1
-_layout = Struct("<4sBBHIIIIQQqI")
+_layout = Struct("<4sBBHIIIIIQQqI")
 HEADER_SIZE = _layout.size
 
 _begin = Struct("!cQqI")
@@ -55,10 +55,14 @@ class Chunk(msgspec.Struct):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What stands before a block's content. `stored` and `raw` are bytes, compressed and not."""
+    """What stands before a block's content. `stored` and `raw` are bytes, compressed and not.
+
+    `synced`: when the block was written, the segment was on the disk up to this offset for certain.
+    """
 
     flags: int
     codec: int
+    synced: int
     stored: int
     raw: int
     messages: int
@@ -133,15 +137,15 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     )
 
 
-def encode(chunk: Chunk) -> list[bytes]:
-    """The block's bytes, in parts to be written one after the other."""
+def encode(chunk: Chunk, synced: int = 0) -> list[bytes]:
+    """The block's bytes, in parts to be written one after the other; `synced` as in `Header`."""
     lengths = array("I", map(len, chunk.messages))
     raw = b"".join((lengths.tobytes(), *chunk.messages))
     stored, codec = lz4.block.compress(raw, store_size=False), _LZ4
     if len(stored) >= len(raw):
         stored, codec = raw, _PLAIN
     fields = (
-        MAGIC, chunk.flags, codec, 0, len(stored), len(raw), len(lengths), chunk.transactions,
+        MAGIC, chunk.flags, codec, 0, synced, len(stored), len(raw), len(lengths), chunk.transactions,
         chunk.first, chunk.end, chunk.commit_time,
     )  # fmt: skip
     bare = _layout.pack(*fields, 0)
@@ -180,7 +184,7 @@ def verify(found: Header, stored: bytes) -> None:
     if len(stored) < found.stored:
         raise Damaged("a block is cut short")
     bare = _layout.pack(
-        MAGIC, found.flags, found.codec, 0, found.stored, found.raw, found.messages, found.transactions,
+        MAGIC, found.flags, found.codec, 0, found.synced, found.stored, found.raw, found.messages, found.transactions,
         found.first, found.end, found.commit_time, 0,
     )  # fmt: skip
     if zlib.crc32(stored, zlib.crc32(bare)) != found.checksum:
@@ -198,8 +202,8 @@ def catalog(descriptions: Sequence[bytes]) -> Chunk:
 
 
 def mark(lsn: Lsn) -> Chunk:
-    """A chunk without messages: the source had nothing more to send before `lsn`."""
-    return Chunk([], 0, 0, 0, lsn, lsn)
+    """A chunk without messages: the source has nothing for us before `lsn`."""
+    return Chunk((), 0, first=lsn, end=lsn)
 
 
 def position(chunk: Chunk | Header, before: Lsn) -> Lsn:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pglockstep.journal.folder import usable
 from pglockstep.journal.reader import FileReader, Start
 from pglockstep.journal.writer import Place
 
@@ -85,7 +86,8 @@ class Follower:
                 file.close()
                 self._file = None
                 return None
-            return await self._journal.do(file.read)
+            with usable(self._journal.folder):
+                return await self._journal.do(file.read)
 
     def wants(self, number: int) -> bool:
         """Whether the entry of that number is still to be read from memory."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -18,17 +17,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from pglockstep import failpoints
-from pglockstep.errors import JournalDamaged, JournalUnusable, LinkHeld
+from pglockstep.errors import JournalDamaged
 from pglockstep.journal import blocks, segments
+from pglockstep.journal import folder as place
 from pglockstep.journal.assembly import Assembly
 from pglockstep.journal.blocks import CONTINUES, OPEN
+from pglockstep.journal.folder import unusable, usable
 from pglockstep.journal.follower import Follower
 from pglockstep.journal.reader import find
 from pglockstep.journal.retention import Kept, droppable
@@ -50,6 +50,8 @@ _BLOCK = 1 << 20
 _GATHER = 0.01
 _FLUSH = 0.2
 _FLUSH_BYTES = 4 << 20
+#: How often it is written down how far the source is that has nothing for us, in seconds.
+_MARK_EVERY = 1.0
 #: How often a full disk is tried again and old segments are looked for, in seconds.
 _TRY_AGAIN = 1.0
 _PRUNE_EVERY = 10.0
@@ -84,6 +86,7 @@ class Journal:
         self._readers: set[Follower] = set()
         self._needed: Lsn | None = None
         self._flushed_at = time.monotonic()
+        self._marked_at = 0.0
         self._unflushed = 0
         self._failed: Exception | None = None
         #: what is in the way of writing right now, for a person; empty if nothing is
@@ -100,7 +103,7 @@ class Journal:
         thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
         def opened() -> tuple[int, Writer]:
-            lock = _locked(folder)
+            lock = place.lock(folder)
             try:
                 return lock, Writer.open(folder, link, source, segment_size=limits.segment_size)
             except BaseException:
@@ -119,7 +122,8 @@ class Journal:
     async def extent(self) -> tuple[Lsn, Lsn] | None:
         """From where up to where it has everything that the source sent; None if nothing was ever written to it."""
         async with self.at_files() as writer:
-            return await self.do(lambda: writer.extent)
+            with usable(self.folder):
+                return await self.do(lambda: writer.extent)
 
     @property
     def in_transaction(self) -> bool:
@@ -134,10 +138,8 @@ class Journal:
     async def begin_at(self, lsn: Lsn) -> None:
         """Begin with what follows `lsn`: an empty journal, or one that has a gap there."""
         async with self.at_files() as writer:
-            try:
+            with usable(self.folder):
                 await self.do(lambda: writer.begin_at(lsn))
-            except OSError as error:
-                raise unusable(self.folder, error) from error
         self.position = self.durable = lsn
 
     async def append(self, messages: Sequence[bytes]) -> None:
@@ -154,32 +156,35 @@ class Journal:
             raise self._failed
 
     def heard(self, lsn: Lsn) -> None:
-        """The source has nothing more to send before `lsn`."""
+        """The source has nothing more to send before `lsn`; that is durable once it is written down too."""
         if self._assembly.empty and lsn > self.position:
+            if self.position == self.durable:
+                self._work.set()
             self.position = lsn
-            self._work.set()
             self._wake_readers()
 
     async def abandon(self) -> None:
         """Give up the transaction that has arrived in part: the source will send it again."""
-        in_pieces = self._assembly.in_pieces
-        self._assembly.abandon()
-        if not in_pieces:
+        if not self._assembly.in_pieces:
+            self._assembly.abandon()
             return
         async with self.at_files() as writer:
+            self._assembly.abandon()
             number = self.tail.take_back()
-            await self.do(writer.abandon)
+            with usable(self.folder):
+                await self.do(writer.abandon)
             for each in self._readers:
                 each.abandoned(number, writer.place)
 
     def needs(self, lsn: Lsn) -> None:
-        """From `lsn` on what is in the journal is still needed."""
-        self._needed = lsn
+        """From `lsn` on what is in the journal is still needed; what was not needed before never is again."""
+        self._needed = max(lsn, self._needed or lsn)
 
     async def reader(self, lsn: Lsn) -> Follower:
         """Follow everything from the first transaction whose commit starts at `lsn` or later; some before may come too."""
         async with self.at_files():
-            start = await self.do(lambda: find(self.folder, lsn))
+            with usable(self.folder):
+                start = await self.do(lambda: find(self.folder, lsn))
         if start is None:
             raise JournalDamaged(
                 f"the journal in {self.folder} begins later than {lsn}, which the target is complete up to",
@@ -226,14 +231,17 @@ class Journal:
             )
         self.trouble = f"no room for the journal in {self.folder}"
         async with self.at_files():
-            await self.do(self._prune)
+            with usable(self.folder):
+                await self.do(self._prune)
         await asyncio.sleep(_TRY_AGAIN)
         self._work.set()
 
     async def _wait_for_work(self) -> None:
         patience = _PRUNE_EVERY
-        if self._unflushed or (self.durable < self.position and not self.in_transaction):
+        if self._unflushed:
             patience = max(0.0, self._flushed_at + _FLUSH - time.monotonic())
+        elif self.position > self.durable and not self.in_transaction:
+            patience = max(0.0, self._marked_at + _MARK_EVERY - time.monotonic())
         try:
             async with asyncio.timeout(patience):
                 await self._work.wait()
@@ -244,15 +252,21 @@ class Journal:
         self._work.clear()
 
     async def _write_what_waits(self) -> None:
-        """Write it in few blocks; and flush it, if it is time to."""
+        """Write it in few blocks; mark how far the source is, and flush, if it is time to."""
         async with self.at_files() as writer:
             waiting = self.tail.waiting()
             now = time.monotonic()
             much = self._unflushed + self.tail.unwritten >= _FLUSH_BYTES
-            flush = much or now - self._flushed_at >= _FLUSH
-            heard = Lsn(0) if self.in_transaction else self.position
+            mark = None
+            if (
+                not self.in_transaction
+                and self.position > self.durable
+                and now - self._marked_at >= _MARK_EVERY
+            ):
+                mark, self._marked_at = self.position, now
+            flush = much or mark is not None or now - self._flushed_at >= _FLUSH
             try:
-                await self.do(lambda: _write(writer, waiting, heard, flush=flush))
+                await self.do(lambda: _write(writer, waiting, mark, flush=flush))
             finally:
                 self._unflushed += self.tail.written(waiting)
                 self.tail.evict(tuple(self._readers), _TAIL)
@@ -260,17 +274,16 @@ class Journal:
                     self._room.set()
             if flush:
                 self._unflushed, self._flushed_at = 0, now
-                self.durable = writer.end
+                self.durable = max(self.durable, writer.end)
 
     def _prune(self) -> None:
         if self._needed is None:
             return
-        files = segments.listed(self.folder)
         kept = []
-        for file, following in pairwise(files):
+        for file, until in segments.reaches(self.folder):
             found = file.path.stat()
             written = datetime.fromtimestamp(found.st_mtime, UTC)
-            kept.append(Kept(file.number, following.start, found.st_size, written))
+            kept.append(Kept(file.number, until, found.st_size, written))
         gone = droppable(
             kept,
             self._needed,
@@ -278,7 +291,7 @@ class Journal:
             keep_size=0 if self.trouble else self._limits.keep_size,
             keep_age=timedelta(seconds=self._limits.keep_age),
         )
-        for file in files:
+        for file in segments.listed(self.folder):
             if file.number in gone:
                 failpoints.reach("journal.drop")
                 file.path.unlink()
@@ -306,7 +319,7 @@ class Journal:
             async with self.at_files() as writer:
                 if self._failed is None and not self.trouble:
                     waiting = self.tail.waiting()
-                    await self.do(lambda: _write(writer, waiting, Lsn(0), flush=True))
+                    await self.do(lambda: _write(writer, waiting, None, flush=True))
                 await self.do(writer.close)
         except OSError as error:
             log.warning("the end of the journal was not written: %s; the source sends it again", error)
@@ -315,16 +328,16 @@ class Journal:
             os.close(self._lock)
 
     @property
-    def usage(self) -> int:
-        """How much of the file system is in use, in percent."""
-        found = os.statvfs(self.folder)
-        return 100 - found.f_bavail * 100 // max(1, found.f_blocks)
+    def usage(self) -> int | None:
+        """How much of the file system is in use, in percent; None if it cannot be told."""
+        found = place.room(self.folder)
+        return None if found is None else found.used_percent
 
 
-def _write(writer: Writer, waiting: Sequence[Entry], heard: Lsn, *, flush: bool) -> None:
+def _write(writer: Writer, waiting: Sequence[Entry], mark: Lsn | None, *, flush: bool) -> None:
     """Write entries, complete transactions several to a block; each gets its place as soon as it has one.
 
-    Before a flush it is written down as well that the source has nothing more up to `heard`: it may be confirmed.
+    `mark`: behind them the source has nothing for us before that position.
     """
 
     def write(group: Sequence[Entry]) -> None:
@@ -348,32 +361,10 @@ def _write(writer: Writer, waiting: Sequence[Entry], heard: Lsn, *, flush: bool)
             size += entry.chunk.size
     if group:
         write(group)
+    if mark is not None and mark > writer.end:
+        writer.append(blocks.mark(mark))
     if flush:
-        if heard > writer.end:
-            writer.append(blocks.mark(heard))
         writer.sync()
-
-
-def unusable(folder: Path, error: OSError) -> JournalUnusable:
-    """What to raise when the journal cannot be read or written at all."""
-    return JournalUnusable(
-        f"the journal in {folder} cannot be used: {error}",
-        hint="see to that disk and its permissions, or name another place with state_dir; the link then goes on where it stopped",
-    )
-
-
-def _locked(folder: Path) -> int:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise LinkHeld(
-            f"another process uses the journal in {folder}",
-            hint="pglockstep status shows who runs the link; stop that first",
-        ) from None
-    return descriptor
 
 
 async def _in(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:

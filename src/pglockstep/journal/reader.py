@@ -25,12 +25,11 @@ def find(folder: Path, lsn: Lsn) -> Start | None:
 
     None if the journal begins later than that, or holds nothing.
     """
-    reached = [file for file in segments.last_run(folder) if file.start <= lsn]
-    while reached:
-        with Segment.open(reached.pop()) as segment:
-            if not segment.head.continues:
-                return _find_in(segment, lsn)
-    return None
+    reached = [file for file, head in segments.last_run(folder) if file.start <= lsn and not head.continues]
+    if not reached:
+        return None
+    with Segment.open(reached[-1]) as segment:
+        return _find_in(segment, lsn)
 
 
 def _find_in(segment: Segment, lsn: Lsn) -> Start:
@@ -68,8 +67,6 @@ class FileReader:
         """The next messages; None if nothing more has been written. Raises `JournalDamaged` where they cannot be read."""
         while True:
             segment = self._opened()
-            if segment is None:
-                return None
             try:
                 following = next(segment.headers(self.place.offset), None)
             except Damaged as error:
@@ -82,7 +79,7 @@ class FileReader:
             skip = self.place.skip
             messages = segment.messages(offset, header)
             self.place = Place(self.place.segment, offset + header.size)
-            if header.flags & CATALOG:
+            if header.flags & CATALOG or not messages:
                 continue
             return messages[skip:] if skip else messages
 
@@ -92,7 +89,7 @@ class FileReader:
             self._segment.close()
             self._segment = None
 
-    def _opened(self) -> Segment | None:
+    def _opened(self) -> Segment:
         if self._segment is None or self._segment.file.number != self.place.segment:
             self.close()
             for file in segments.listed(self._folder):
@@ -100,7 +97,7 @@ class FileReader:
                     self._segment = Segment.open(file)
                     break
             else:
-                return None
+                raise missing(self._folder, self.place.segment)
         if not self.place.offset:
             self.place = Place(self.place.segment, self._segment.blocks_at)
         return self._segment
@@ -110,9 +107,14 @@ class FileReader:
         if not later:
             return False
         if later[0].number != segment.file.number + 1:
-            raise JournalDamaged(
-                f"journal segment {segment.file.number + 1} is missing from {self._folder}",
-                hint="put it back if it was moved; else: pglockstep teardown, empty the target, pglockstep once",
-            )
+            raise missing(self._folder, segment.file.number + 1)
         self.place = Place(later[0].number, 0)
         return True
+
+
+def missing(folder: Path, number: int) -> JournalDamaged:
+    """What to raise for a segment that should be there."""
+    return JournalDamaged(
+        f"journal segment {number} is missing from {folder}",
+        hint="put it back if it was moved; else: pglockstep teardown, empty the target, pglockstep once",
+    )

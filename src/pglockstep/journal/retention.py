@@ -11,10 +11,13 @@ from pglockstep.units import Lsn
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A segment: up to where it reaches, its bytes, and when it was last written."""
+    """A segment: up to where all that is in it reaches, its bytes, and when it was last written.
+
+    `until` is None while a transaction that begins in it, or goes on in it, may go on in the newest segment.
+    """
 
     number: int
-    until: Lsn
+    until: Lsn | None
     size: int
     written_at: datetime
 
@@ -29,7 +32,11 @@ def droppable(
     total = sum(each.size for each in kept)
     gone = []
     for each in kept:
-        if each.until > needed or (total <= keep_size and now - each.written_at <= keep_age):
+        if (
+            each.until is None
+            or each.until > needed
+            or (total <= keep_size and now - each.written_at <= keep_age)
+        ):
             break
         gone.append(each.number)
         total -= each.size

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from struct import Struct
 from typing import Self
@@ -73,25 +74,43 @@ def listed(folder: Path) -> list[SegmentFile]:
 
 def was_just_begun(file: SegmentFile) -> bool:
     """Whether a crash left a segment behind whose head is not whole: nothing was ever written behind it."""
-    size = file.path.stat().st_size
-    if size > _LONGEST_HEAD:
+    if file.path.stat().st_size > _LONGEST_HEAD:
         return False
     content = file.path.read_bytes()
+    if blocks.MAGIC in content:
+        return False
     if len(content) < _front.size:
         return True
-    length: int = _front.unpack_from(content)[1]
-    return size < _front.size + length and blocks.MAGIC not in content
+    magic, length, checksum = _front.unpack_from(content)
+    text = content[_front.size : _front.size + length]
+    whole = magic == _MAGIC and len(text) == length and zlib.crc32(text) == checksum
+    return not whole
 
 
-def last_run(folder: Path) -> list[SegmentFile]:
-    """The newest segments that follow on each other without a gap, oldest first."""
-    run: list[SegmentFile] = []
+def last_run(folder: Path) -> list[tuple[SegmentFile, Head]]:
+    """The newest segments that follow on each other without a gap, oldest first, with their heads."""
+    run = []
     for file in reversed(listed(folder)):
-        run.append(file)
         with Segment.open(file) as segment:
+            run.append((file, segment.head))
             if not segment.head.follows:
                 break
     return run[::-1]
+
+
+def reaches(folder: Path) -> list[tuple[SegmentFile, Lsn | None]]:
+    """Each segment but the newest, oldest first, and up to where all reaches that is in it, or that begins in it.
+
+    None where a transaction may go on in the newest segment, and nobody knows yet where that ends.
+    """
+    found: list[tuple[SegmentFile, Lsn | None]] = []
+    until: Lsn | None = None
+    for file, following in reversed(list(pairwise(listed(folder)))):
+        with Segment.open(following) as segment:
+            if not segment.head.continues:
+                until = following.start
+        found.append((file, until))
+    return found[::-1]
 
 
 class Segment:
@@ -206,10 +225,6 @@ class Extent(msgspec.Struct):
     sound_at: int
     complete_at: int | None
     end: Lsn
-    last_commit_time: int = 0
-    transactions: int = 0
-    messages: int = 0
-    raw: int = 0
     torn: str = ""
 
 
@@ -224,7 +239,7 @@ def newest_head(folder: Path) -> Head | None:
 def examine(segment: Segment, *, thoroughly: bool, last: bool) -> Extent:
     """Walk through a segment; `thoroughly`: with every checksum.
 
-    Only of the `last` segment may the end be torn: a block that the disk never got whole, with nothing behind it.
+    Only of the `last` segment may the end be torn: from a block on that the disk never got whole.
     Raises `JournalDamaged`, with the place, for anything else.
     """
     open_before = segment.head.continues
@@ -242,32 +257,33 @@ def examine(segment: Segment, *, thoroughly: bool, last: bool) -> Extent:
             if not header.flags & CATALOG:
                 open_before = bool(header.flags & OPEN)
             found.sound_at = offset + header.size
-            found.transactions += header.transactions
-            found.messages += header.messages
-            found.raw += header.raw
             if header.end:
                 found.end = Lsn(header.end)
-                found.last_commit_time = header.commit_time or found.last_commit_time
             if not open_before:
                 found.complete_at = found.sound_at
     except Damaged as error:
-        if not last or _more_behind(segment, found.sound_at):
+        if not last or _was_on_disk(segment, found.sound_at):
             raise damaged(segment.file, found.sound_at, str(error)) from error
         found.torn = str(error)
     return found
 
 
-def _more_behind(segment: Segment, offset: int) -> bool:
-    """Whether a whole block stands somewhere behind the bad one at `offset`: then it is not the torn end."""
+def _was_on_disk(segment: Segment, offset: int) -> bool:
+    """Whether a whole block behind the bad one at `offset` proves that this one was on the disk once: then it is no torn end.
+
+    Without a flush in between a disk may get a later block before an earlier one.
+    """
     behind = os.pread(segment._descriptor, segment.size - offset, offset)
     at = behind.find(blocks.MAGIC, 1)
     while at >= 0:
         try:
             header = blocks.header(behind[at : at + HEADER_SIZE])
             blocks.verify(header, behind[at + HEADER_SIZE : at + header.size])
-            return True
+            if header.synced > offset:
+                return True
         except Damaged:
-            at = behind.find(blocks.MAGIC, at + 1)
+            pass
+        at = behind.find(blocks.MAGIC, at + 1)
     return False
 
 

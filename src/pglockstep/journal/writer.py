@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -36,6 +38,7 @@ class Writer:
         self._open_at: tuple[int, int] | None = None
         self._descriptions: dict[bytes, bytes] = {}
         self._unsynced = 0
+        self._appended = False
         #: everything that was appended is complete up to here
         self.end = Lsn(0)
         #: what was cut off when the journal was opened, for a person to read
@@ -64,6 +67,8 @@ class Writer:
             if extent.complete_at < segment.size:
                 writer.cut = writer.cut or "a transaction that did not end"
                 segment.cut(extent.complete_at)
+            # a killed process may have left it to the system's memory alone
+            segment.sync()
             writer._segment, writer._offset = segment, extent.complete_at
             writer.end = extent.end
             writer._descriptions = _descriptions(segment)
@@ -73,9 +78,7 @@ class Writer:
     @property
     def extent(self) -> tuple[Lsn, Lsn] | None:
         """From where up to where the journal has everything; None if there is no segment yet."""
-        if self._segment is None:
-            return None
-        return segments.last_run(self._folder)[0].start, self.end
+        return None if self._segment is None else (first(self._folder, self.end), self.end)
 
     @property
     def place(self) -> Place:
@@ -94,10 +97,11 @@ class Writer:
             self._next_segment(continues=bool(chunk.flags & CONTINUES))
         assert self._segment is not None
         place = Place(self._segment.file.number, self._offset)
-        parts = blocks.encode(chunk)
+        parts = blocks.encode(chunk, self._offset - self._unsynced)
         failpoints.reach("journal.write")
         self._offset = self._segment.write(parts, self._offset)
         self._unsynced += sum(map(len, parts))
+        self._appended = True
         failpoints.reach("journal.written")
         if chunk.flags & DESCRIBES:
             self._descriptions |= blocks.described(chunk.messages)
@@ -109,10 +113,18 @@ class Writer:
         return place
 
     def sync(self) -> None:
-        """Have everything that was appended on the disk."""
+        """Have everything that was appended on the disk. What the disk refused once is not tried again, but cut off."""
         if self._segment is not None and self._unsynced:
             failpoints.reach("journal.sync")
-            self._segment.sync()
+            try:
+                self._segment.sync()
+            except OSError as error:
+                # the system may have forgotten it, and would call it written the next time
+                with suppress(OSError):
+                    self._segment.cut(self._offset - self._unsynced)
+                self._segment.close()
+                self._segment = None
+                raise OSError(errno.EIO, f"what was written did not get there: {error.strerror}") from error
             self._unsynced = 0
             failpoints.reach("journal.synced")
 
@@ -133,11 +145,17 @@ class Writer:
         self._descriptions = _descriptions(self._segment)
 
     def close(self) -> None:
-        """Sync and close."""
-        if self._segment is not None:
-            try:
+        """Sync and close. A last mark proves that all before it was on the disk."""
+        if self._segment is None:
+            return
+        try:
+            if self._appended and self._open_at is None:
                 self.sync()
-            finally:
+                with suppress(OSError):
+                    self.append(blocks.mark(self.end))
+            self.sync()
+        finally:
+            if self._segment is not None:
                 self._segment.close()
                 self._segment = None
 
@@ -159,6 +177,11 @@ class Writer:
             self._segment.close()
         self._segment, self._offset, self._unsynced = fresh, offset, offset
         failpoints.reach("journal.segment")
+
+
+def first(folder: Path, end: Lsn) -> Lsn:
+    """From where on a journal that reaches to `end` has every transaction whole."""
+    return next((file.start for file, head in segments.last_run(folder) if not head.continues), end)
 
 
 def _descriptions(segment: Segment) -> dict[bytes, bytes]:

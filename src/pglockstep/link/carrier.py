@@ -88,6 +88,8 @@ class Carrier:
         self._turn = asyncio.Lock()
         self._second_began = time.monotonic()
         self._paces: dict[QualifiedName, _Pace] = {}
+        # the source was heard, and had no sequence at all
+        self._knows_none = False
         #: rows inserted by table: since sequences were carried last, in this second, and in the one before
         self._since: Counter[QualifiedName] = Counter()
         self._this_second: Counter[QualifiedName] = Counter()
@@ -97,6 +99,8 @@ class Carrier:
 
     def outran(self, table: QualifiedName, rows: int) -> bool:
         """Take note of rows that are about to be inserted; true if sequences must be carried before their commit."""
+        if self._knows_none:
+            return False
         self._since[table] += rows
         self._this_second[table] += rows
         return self._since[table] > min(max(LEAST, self._last_second[table] * 2), MOST) // 2
@@ -187,6 +191,7 @@ class Carrier:
         self._paces = {
             name: pace_after(self._paces.get(name), each, over=over) for name, each in named.items()
         }
+        self._knows_none = not named
         if over:
             self._second_began = time.monotonic()
             self._last_second, self._this_second = self._this_second, Counter()

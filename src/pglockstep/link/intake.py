@@ -33,6 +33,21 @@ def confirmable(durable: Lsn, flushed: Lsn, waiting: float) -> Lsn:
     return min(durable, flushed)
 
 
+class Waiting:
+    """For how long the target has been behind with what was durable here. Pure."""
+
+    def __init__(self) -> None:
+        self._since: tuple[Lsn, float] | None = None
+
+    def seconds(self, durable: Lsn, flushed: Lsn, now: float) -> float:
+        """How long it has not reached a position at least that was durable then; a target that keeps moving keeps up."""
+        if flushed >= durable:
+            self._since = None
+        elif self._since is None or flushed >= self._since[0]:
+            self._since = durable, now
+        return 0.0 if self._since is None else now - self._since[1]
+
+
 class Intake:
     """Receives from the slot of a link; `flushed` is how far the target has everything on its disk."""
 
@@ -43,8 +58,7 @@ class Intake:
         self._flushed = flushed
         # nothing: what an earlier session confirmed is for the source to know
         self._confirmed = Lsn(0)
-        self._seen_flushed = Lsn(0)
-        self._moved_at = time.monotonic()
+        self._waiting = Waiting()
         self._asked = False
         self._stream: ReplicationConnection | None = None
         self.heard_at = time.monotonic()
@@ -94,10 +108,9 @@ class Intake:
             await self._tell(stream, reply=silent > self._source.silence_timeout / 3)
 
     async def _tell(self, stream: ReplicationConnection, *, reply: bool = False) -> None:
-        durable, flushed, now = self._journal.durable, self._flushed(), time.monotonic()
-        if flushed > self._seen_flushed or flushed >= durable:
-            self._seen_flushed, self._moved_at = flushed, now
-        allowed = durable if self._asked else confirmable(durable, flushed, now - self._moved_at)
+        durable, flushed = self._journal.durable, self._flushed()
+        waiting = self._waiting.seconds(durable, flushed, time.monotonic())
+        allowed = durable if self._asked else confirmable(durable, flushed, waiting)
         self._asked = False
         self._confirmed = max(self._confirmed, allowed)
         failpoints.reach("confirm.send")

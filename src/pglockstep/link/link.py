@@ -143,6 +143,8 @@ class Link:
             record = await progress.read(ends.target_conn)
         async with self.journal(ends.source_conn, ends.source, record) as journal:
             assert record is not None
+            assert record.progress is not None
+            journal.needs(record.progress)
             applying = self.outlet(
                 ends.target_conn, ends.target, ends.target_facts, journal, careful=careful, copied=copied
             )
@@ -173,9 +175,9 @@ class Link:
 
     async def open_journal(self, record: LinkRecord) -> Journal:
         """The link's journal as it is."""
-        journal = await Journal.open(
-            self.state.journal(record.id), record.id, record.source_identity, Limits()
-        )
+        wanted = self.config.journal
+        limits = Limits(wanted.segment_size, wanted.keep_size, wanted.keep_age)
+        journal = await Journal.open(self.state.journal(record.id), record.id, record.source_identity, limits)
         if journal.cut:
             log.info("the journal's end was cut off: %s", journal.cut, extra=self.about("journal.cut"))
         return journal
