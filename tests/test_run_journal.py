@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
+from fix_copy import refused
 from fix_servers import Cli, Connection, Pair, connect, wait_until
 from fix_workload import SCHEMA
 from test_run import daemon, ends_identical
@@ -100,3 +103,24 @@ def test_what_is_not_for_us_is_confirmed_and_known_again(pair: Pair, cli: Cli) -
     pair.target_server.start()
     ends_identical(cli, pair)
     assert pair.on_target().execute("SELECT FROM t").rowcount == 1
+
+
+def test_a_damaged_journal_that_nobody_needs(pair: Pair, cli: Cli) -> None:
+    """A flipped byte is refused with 3; where the target has everything the hint says how to go on, and that works."""
+    source = pair.on_source()
+    source.execute("CREATE TABLE big (id serial PRIMARY KEY, v text)")
+    with daemon(cli, pair):
+        for _ in range(5):
+            source.execute("INSERT INTO big (v) SELECT md5(n::text) FROM generate_series(1, 100) AS n")
+    ends_identical(cli, pair)
+    (segment,) = (cli.directory).glob("**/*.journal")
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    ends = ("--source", pair.source, "--target", pair.target)
+    message, hint = refused(cli("once", *ends), 3)
+    assert f"{segment} is damaged at byte" in message
+    move = re.search("mv (\\S+) (\\S+),", hint)
+    assert move is not None, hint
+    Path(move[1]).rename(move[2])
+    ends_identical(cli, pair)

@@ -22,7 +22,7 @@ from pglockstep.copy.first import CopyResult, Wish
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import end_sender
 from pglockstep.copy.tally import CopyProgress
-from pglockstep.errors import TargetError
+from pglockstep.errors import JournalDamaged, TargetError
 from pglockstep.findings import demand
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.journal.segments import newest_head
@@ -38,6 +38,7 @@ from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, connect, ends, fingerprint, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
+from pglockstep.postgres.slots import read as read_slot
 from pglockstep.progress import copying, slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -99,7 +100,12 @@ class Link:
             with translate(ends.target):
                 made = await copying.restored(ends.target_conn)
         if record is not None and made is not None:
-            await session.demand_slot(ends.source_conn, ends.source, record)
+            journal = await self.open_journal(record)
+            try:
+                extent = await journal.extent()
+            finally:
+                await journal.close()
+            await session.demand_slot(ends.source_conn, ends.source, record, extent)
             result = await first.resume(ends, record, wish)
         else:
             if record is not None:
@@ -160,14 +166,25 @@ class Link:
         Whoever calls holds the link's lock: a sender that a killed process left behind is ended.
         """
         record = demand_progress(record)
-        journal = await self.open_journal(record)
+        assert record.progress is not None
+        try:
+            journal = await self.open_journal(record)
+        except JournalDamaged as error:
+            with translate(source):
+                slot = await read_slot(source_conn, record.slot)
+            if slot is not None and (slot.confirmed is None or slot.confirmed <= record.progress):
+                folder = self.state.journal(record.id)
+                raise JournalDamaged(
+                    error.message,
+                    hint=f"the target has all that it held, so it can go: mv {folder} {folder}.damaged, then start again",
+                ) from error
+            raise
         try:
             with translate(source):
                 await end_sender(source_conn, record.slot)
             extent = await journal.extent()
             slot = await session.demand_slot(source_conn, source, record, extent)
             if not slots.covers(record, slot, extent):
-                assert record.progress is not None
                 await journal.begin_at(record.progress)
             yield journal
         finally:
