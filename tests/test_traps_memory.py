@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from fix_servers import Cli, Connection, Pair, wait_until
+from fix_workload import SCHEMA, workload
 from test_run import Daemon, daemon
 from test_traps_size import Record
 
@@ -149,3 +150,43 @@ def test_a_million_transactions_behind_a_target_that_is_away(
 def levelled_again(pair: Pair, cli: Cli) -> None:
     """Both ends are identical."""
     assert cli("check", "--source", pair.source, "--target", pair.target).returncode == 0
+
+
+@pytest.mark.parametrize("seconds", [600])
+def test_a_target_that_is_away_for_long(pair: Pair, cli: Cli, record_property: Record, seconds: int) -> None:
+    """Ten minutes of writers with the target stopped: little is received and not confirmed, the source keeps little WAL."""
+    source = pair.on_source()
+    source.execute(SCHEMA.encode())
+    with daemon(cli, pair) as running:
+        watched = Watched(running)
+        pair.target_server.stop("fast")
+        unconfirmed, oldest = 0, 0.0
+        # when the source's WAL had come to where
+        history: list[tuple[float, int]] = []
+        with workload(pair.source, pause=0.0005):
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(0.5)
+                watched.look()
+                row = source.execute(
+                    "SELECT r.sent_lsn - s.confirmed_flush_lsn, s.restart_lsn - '0/0'::pg_lsn, pg_current_wal_lsn() - '0/0'::pg_lsn "
+                    "FROM pg_replication_slots AS s JOIN pg_stat_replication AS r ON r.pid = s.active_pid "
+                    "WHERE s.database = current_database()"
+                ).fetchone()
+                if row is None:
+                    continue
+                now = time.monotonic()
+                history.append((now, int(row[2])))
+                unconfirmed = max(unconfirmed, int(row[0]))
+                written = next((when for when, lsn in history if lsn >= int(row[1])), now)
+                oldest = max(oldest, now - written)
+                history = [(when, lsn) for when, lsn in history if lsn >= int(row[1])] or history[-1:]
+        told(record_property, "WAL written, MB", (history[-1][1]) / 2**20)
+        told(record_property, "received and not confirmed at the most, MB", unconfirmed / 2**20)
+        told(record_property, "age of the oldest WAL kept at the most, seconds", oldest)
+        told(record_property, "peak MB", watched.peak)
+        assert unconfirmed <= 16 << 20
+        pair.target_server.start()
+        lsn = wal_end(source)
+        wait_until(lambda: watched.look() and reached(pair, lsn), 600, "the target to level")
+    levelled_again(pair, cli)
