@@ -169,7 +169,7 @@ def test_a_target_that_is_away_for_long(pair: Pair, cli: Cli, record_property: R
                 time.sleep(0.5)
                 watched.look()
                 row = source.execute(
-                    "SELECT r.sent_lsn - s.confirmed_flush_lsn, s.restart_lsn - '0/0'::pg_lsn, pg_current_wal_lsn() - '0/0'::pg_lsn "
+                    "SELECT r.sent_lsn - s.confirmed_flush_lsn, s.restart_lsn - '0/0', pg_current_wal_lsn() - '0/0' "
                     "FROM pg_replication_slots AS s JOIN pg_stat_replication AS r ON r.pid = s.active_pid "
                     "WHERE s.database = current_database()"
                 ).fetchone()
