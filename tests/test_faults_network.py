@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
-from fix_faults import SILENCE, Survived, Wired, under_way, writing
+from fix_faults import SILENCE, Survived, Wired, large_transaction, under_way, writing
+from fix_proxy import Proxy
 from fix_servers import connect, wait_until
 
 on_each_end = pytest.mark.parametrize("end", ["source", "target"])
@@ -25,6 +28,11 @@ def demand_unhealthy(status: dict[str, Any], end: str) -> None:
     assert status["lag_seconds"] is None or status["lag_seconds"] > 0
 
 
+def connected_anew(proxy: Proxy, before: int) -> bool:
+    """Whether more connections were let in than before."""
+    return proxy.accepted > before
+
+
 @on_each_end
 @pytest.mark.parametrize("how", ["cut", "reset"])
 def test_connections_are_cut(wired: Wired, survived: Survived, end: str, how: str) -> None:
@@ -35,7 +43,7 @@ def test_connections_are_cut(wired: Wired, survived: Survived, end: str, how: st
         for _ in range(3):
             before = proxy.accepted
             getattr(proxy, how)()
-            wait_until(lambda was=before: proxy.accepted > was, 20, "the daemon to connect anew")
+            wait_until(partial(connected_anew, proxy, before), 20, "the daemon to connect anew")
             link.level()
     link.becomes("streaming")
     link.proven()
@@ -107,3 +115,71 @@ def test_200_ms_late(wired: Wired, survived: Survived, end: str) -> None:
     proxy.restore()
     link.proven()
     survived(f"network to the {end}: 200 ms late")
+
+
+@on_each_end
+def test_slow(wired: Wired, survived: Survived, end: str) -> None:
+    """A line of 300 kB a second and a transaction of megabytes: it takes its time, and nobody takes that for silence."""
+    link, proxy = wired.link, wired[end]
+    link.start()
+    proxy.rate = 300_000
+    began = time.monotonic()
+    large_transaction(link.pair.source, 3)
+    link.level()
+    assert time.monotonic() - began > SILENCE
+    assert "silent" not in link.said
+    proxy.restore()
+    link.proven()
+    survived(f"network to the {end}: slow")
+
+
+@on_each_end
+@pytest.mark.parametrize("times", [6, pytest.param(60, marks=pytest.mark.soak)])
+def test_flapping(wired: Wired, survived: Survived, end: str, times: int) -> None:
+    """A network that comes and goes at any moment, with every way of being gone: in the end nothing is missing."""
+    link, proxy = wired.link, wired[end]
+    chance = random.Random(times)
+    link.start()
+    with writing(link.pair.source):
+        large_transaction(link.pair.source, 5)
+        for number in range(times):
+            time.sleep(chance.uniform(0.0, 0.8))
+            way = chance.choice([proxy.cut, proxy.reset, proxy.refuse, proxy.silence])
+            way()
+            if way == proxy.refuse:
+                proxy.reset()
+            time.sleep(chance.uniform(0.0, 0.8))
+            proxy.restore()
+            survived(f"network to the {end}: flapping")
+            link.demand_alive()
+    link.becomes("streaming", within=90)
+    link.level()
+    link.proven()
+
+
+@on_each_end
+@pytest.mark.parametrize("megabytes", [8, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("how", ["cut", "reset", "silence"])
+def test_in_the_middle_of_a_large_transaction(
+    wired: Wired, survived: Survived, end: str, how: str, megabytes: int
+) -> None:
+    """A large transaction is under way when an end is lost: nobody sees a part of it, and it arrives once."""
+    link, proxy = wired.link, wired[end]
+    link.start()
+    # so slowly that it is still being received while it is being applied
+    wired.source.rate = megabytes << 18
+    with under_way(link, megabytes):
+        getattr(proxy, how)()
+    if how == "silence":
+        link.becomes("waiting", within=NOTICED)
+    proxy.restore()
+    wired.source.restore()
+    link.becomes("streaming", within=90)
+    link.level()
+    with connect(link.pair.target) as target:
+        assert target.execute("SELECT count(*), sum(id) FROM bulk").fetchone() == (
+            megabytes * 500,
+            sum(range(1, megabytes * 500 + 1)),
+        )
+    link.proven()
+    survived(f"network to the {end}: {how} in a large transaction")

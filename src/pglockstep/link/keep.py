@@ -41,7 +41,7 @@ from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.states import Event
 from pglockstep.postgres import catalog, privileges
-from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
 from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -230,7 +230,7 @@ class Keeper:
             end = dict(zip(("source", "target"), ends(self._link.config), strict=True))[side]
             conn = await connect(end, "run")
             try:
-                with translate(end):
+                with answered(end, conn), translate(end):
                     found = Opened(end, conn, await privileges.facts(conn))
             except BaseException:
                 await conn.close()
@@ -238,19 +238,24 @@ class Keeper:
         try:
             yield found
         finally:
-            await found.conn.close()
+            if found.conn.lock.locked():
+                # somebody waits for an answer there, which may never come
+                hang_up(found.conn)
+            async with found.conn.lock:
+                await found.conn.close()
 
     async def _receive(self, journal: Journal, record: LinkRecord, careful: bool) -> None:
         """Receive into the journal until something fails."""
         async with self._opened("source") as there:
             session.demand_identity(there.end, there.facts, record)
             demand(privileges.source_findings(there.facts, needs_slot=False))
-            if self._outlet is not None:
-                # the lock is ours: a sender of this slot can only be one that its server has not missed yet
-                with translate(there.end):
-                    await end_sender(there.conn, record.slot)
             now = msgspec.structs.replace(record, progress=self._applied)
-            await session.demand_slot(there.conn, there.end, now, await journal.extent())
+            with answered(there.end, there.conn):
+                if self._outlet is not None:
+                    # the lock is ours: a sender of this slot can only be one that its server has not missed yet
+                    with translate(there.end):
+                        await end_sender(there.conn, record.slot)
+                await session.demand_slot(there.conn, there.end, now, await journal.extent())
             self._source = there.conn
             try:
                 intake = Intake(there.end, record, journal, self._flushed_by_now)
@@ -264,7 +269,7 @@ class Keeper:
         async with self._opened("target") as there:
             if not await session.take_lock(there.conn, there.end):
                 raise await self._held_by_other(there.conn, there.end)
-            with translate(there.end):
+            with answered(there.end, there.conn), translate(there.end):
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))

@@ -8,9 +8,12 @@ a hint and without a password.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 import re
 import shlex
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -142,7 +145,7 @@ async def connect(
         raise refusal(end, said).error() from error
     conn.prepared_max = 1000
     lsn.register(conn)
-    with translate(end):
+    with answered(end, conn), translate(end):
         try:
             major = conn.info.server_version // 10000
             if major < OLDEST_MAJOR:
@@ -175,6 +178,46 @@ async def _let_it_miss_us(conn: AsyncConnection[TupleRow], end: End) -> None:
     for name, value in wanted.items():
         with suppress(psycopg.errors.InvalidParameterValue, psycopg.errors.FeatureNotSupported):
             await conn.execute(f"SET {name} = '{value}'".encode())
+
+
+def hang_up(conn: AsyncConnection[Any]) -> None:
+    """End a session without a word to its server: whoever waits for an answer hears that there will be none.
+
+    Who is cancelled instead first asks the server to be let off, and waits for that.
+    """
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.pgconn.socket)) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def answered(end: End, *sessions: AsyncConnection[Any]) -> Iterator[None]:
+    """What is inside has `silence_timeout` to be answered; past that we hang up on `sessions`, and the end is *unreachable*."""
+    silent = False
+
+    def give_up() -> None:
+        nonlocal silent
+        silent = True
+        for each in sessions:
+            hang_up(each)
+
+    timer = asyncio.get_running_loop().call_later(end.silence_timeout, give_up)
+    try:
+        yield
+    except EndError as error:
+        if not silent:
+            raise
+        raise fell_silent(end) from error
+    finally:
+        timer.cancel()
+
+
+def fell_silent(end: End) -> EndError:
+    """What to raise for an end that was not heard from for `silence_timeout`. Pure."""
+    kind = SourceUnreachable if end.side == "source" else TargetUnreachable
+    return kind(
+        f"the {end.side} has been silent for {end.silence_timeout:.0f} s",
+        hint=f"is {describe(end.conninfo)} alive, and the network to it up? the link reconnects by itself",
+    )
 
 
 def _parameters(end: End, purpose: str, *, replication: bool) -> dict[str, Any]:
