@@ -34,7 +34,7 @@ def connected_anew(proxy: Proxy, before: int) -> bool:
 
 
 @on_each_end
-@pytest.mark.parametrize("how", ["cut", "reset"])
+@pytest.mark.parametrize("how", ["cut", pytest.param("reset", marks=pytest.mark.soak)])
 def test_connections_are_cut(wired: Wired, survived: Survived, end: str, how: str) -> None:
     """All connections to an end end, in order or broken off, again and again: the link connects anew by itself."""
     link, proxy = wired.link, wired[end]
@@ -50,6 +50,7 @@ def test_connections_are_cut(wired: Wired, survived: Survived, end: str, how: st
     survived(f"network to the {end}: {how}", 3)
 
 
+@pytest.mark.soak
 @on_each_end
 def test_an_end_that_refuses_connections(wired: Wired, survived: Survived, end: str) -> None:
     """As long as an end cannot be connected to, status says so; then the link goes on by itself."""
@@ -86,6 +87,7 @@ def test_half_open(wired: Wired, survived: Survived, end: str) -> None:
     assert noticed < NOTICED
 
 
+@pytest.mark.soak
 @on_each_end
 def test_half_open_while_nothing_is_written(wired: Wired, survived: Survived, end: str) -> None:
     """Also where there is nothing to send the silence of an end is noticed."""
@@ -101,11 +103,13 @@ def test_half_open_while_nothing_is_written(wired: Wired, survived: Survived, en
     survived(f"network to the {end}: half-open, idle")
 
 
+@pytest.mark.soak
 @on_each_end
-def test_200_ms_late(wired: Wired, survived: Survived, end: str) -> None:
-    """Every byte takes 200 ms: the link follows, later, and is healthy."""
+@pytest.mark.parametrize("way", [0.1, 0.2])
+def test_200_ms_late(wired: Wired, survived: Survived, end: str, way: float) -> None:
+    """Every byte takes 200 ms there and back, or one way: the link follows, later, and is healthy."""
     link, proxy = wired.link, wired[end]
-    proxy.latency = 0.2
+    proxy.latency = way
     link.start()
     with writing(link.pair.source):
         link.level()
@@ -117,6 +121,7 @@ def test_200_ms_late(wired: Wired, survived: Survived, end: str) -> None:
     survived(f"network to the {end}: 200 ms late")
 
 
+@pytest.mark.soak
 @on_each_end
 def test_slow(wired: Wired, survived: Survived, end: str) -> None:
     """A line of 300 kB a second and a transaction of megabytes: it takes its time, and nobody takes that for silence."""
@@ -133,16 +138,16 @@ def test_slow(wired: Wired, survived: Survived, end: str) -> None:
     survived(f"network to the {end}: slow")
 
 
+@pytest.mark.soak
 @on_each_end
-@pytest.mark.parametrize("times", [6, pytest.param(60, marks=pytest.mark.soak)])
-def test_flapping(wired: Wired, survived: Survived, end: str, times: int) -> None:
+def test_flapping(wired: Wired, survived: Survived, end: str) -> None:
     """A network that comes and goes at any moment, with every way of being gone: in the end nothing is missing."""
     link, proxy = wired.link, wired[end]
-    chance = random.Random(times)
+    chance, times = random.Random(0), 60
     link.start()
     with writing(link.pair.source):
         large_transaction(link.pair.source, 5)
-        for number in range(times):
+        for _ in range(times):
             time.sleep(chance.uniform(0.0, 0.8))
             way = chance.choice([proxy.cut, proxy.reset, proxy.refuse, proxy.silence])
             way()
@@ -150,15 +155,16 @@ def test_flapping(wired: Wired, survived: Survived, end: str, times: int) -> Non
                 proxy.reset()
             time.sleep(chance.uniform(0.0, 0.8))
             proxy.restore()
-            survived(f"network to the {end}: flapping")
             link.demand_alive()
     link.becomes("streaming", within=90)
     link.level()
     link.proven()
+    survived(f"network to the {end}: flapping", times)
 
 
+@pytest.mark.soak
 @on_each_end
-@pytest.mark.parametrize("megabytes", [8, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("megabytes", [8, 50])
 @pytest.mark.parametrize("how", ["cut", "reset", "silence"])
 def test_in_the_middle_of_a_large_transaction(
     wired: Wired, survived: Survived, end: str, how: str, megabytes: int
