@@ -14,7 +14,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from psycopg import AsyncConnection
@@ -101,7 +101,7 @@ class Keeper:
         link.carrier.ahead = True
         self._began = False
         #: what is in the way, by the end that it concerns; at first neither half has begun
-        self._down: dict[Side, str] = {"source": "", "target": ""}
+        self._down: dict[Side | Literal["journal"], str] = {"source": "", "target": ""}
         #: sessions that are open already, for the first attempt of either half
         self._first: dict[Side, Opened] = {}
         self._source: AsyncConnection[TupleRow] | None = None
@@ -174,7 +174,17 @@ class Keeper:
         self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
         log.warning("%s; trying again in %.1f s", error, seconds, extra=self._link.about("link.waiting"))
 
-    def _is_up(self, side: Side) -> None:
+    def _mind_the_journal(self, journal: Journal) -> None:
+        """Say so while there is no room for the journal."""
+        if journal.trouble == self._down.get("journal", ""):
+            return
+        if journal.trouble:
+            self._down["journal"] = journal.trouble
+            self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
+        else:
+            self._is_up("journal")
+
+    def _is_up(self, side: Side | Literal["journal"]) -> None:
         self._down.pop(side, None)
         if self._down:
             self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
@@ -299,6 +309,7 @@ class Keeper:
             self._applied = self._outlet.applied
             self._flushed_by_now()
         assert self._journal is not None
+        self._mind_the_journal(self._journal)
         self._link.standing.note(self._journal, self._outlet)
 
     async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:
