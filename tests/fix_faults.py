@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from fix_mirror import contents
 from fix_proxy import MakeProxy, Proxy, make_proxy
 from fix_roads import same_rows
 from fix_servers import Cli, Pair, connect, wait_until
@@ -194,6 +195,25 @@ def wired(cli: Cli, pair: Pair, make_proxy: MakeProxy) -> Wired:
 def through(proxy: Proxy, server: ThrowawayServer, conninfo: str) -> str:
     """The connection string of the same database through a proxy, as a superuser."""
     return server.conninfo(str(conninfo_to_dict(conninfo)["dbname"]), host="127.0.0.1", port=proxy.port)
+
+
+# --- looking ---------------------------------------------------------------------------------------
+
+
+def confirmed_up_to(link: Link, lsn: str) -> bool:
+    """Whether the source was told to forget everything before `lsn`."""
+    with connect(link.pair.source) as source:
+        found = source.execute(
+            "SELECT FROM pg_replication_slots WHERE database = current_database() AND confirmed_flush_lsn >= %s::pg_lsn",
+            [lsn],
+        )
+        return bool(found.rowcount)
+
+
+def rows_of(conninfo: str) -> dict[str, list[str]]:
+    """Every row of every table, as text."""
+    with connect(conninfo) as conn:
+        return contents(conn)
 
 
 # --- load ------------------------------------------------------------------------------------------
