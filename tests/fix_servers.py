@@ -300,17 +300,20 @@ class Cli:
             check=False,
         )
 
-    def start(self, *args: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start the command; stdout and stderr are one pipe. What still runs after the test is killed."""
-        process = subprocess.Popen(
-            self._command(args),
-            env=self._environment(env),
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(
+        self, *args: str | Path, env: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> subprocess.Popen[str]:
+        """Start the command; stdout and stderr are one pipe, or the end of `log`. What still runs after the test is killed."""
+        with contextlib.ExitStack() as opened:
+            process = subprocess.Popen(
+                self._command(args),
+                env=self._environment(env),
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=opened.enter_context(log.open("a")) if log else subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         self._started.append(process)
         return process
 

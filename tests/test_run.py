@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import subprocess
 import time
@@ -104,27 +103,6 @@ def test_a_planted_difference_is_found_under_load(pair: Pair, cli: Cli) -> None:
         assert done.returncode == 1
         tables = {table["table"]: table for table in json.loads(done.stdout)["links"][0]["tables"]}
         assert (tables["quiet"]["verdict"], tables["quiet"]["changed"]) == ("different", 1)
-
-
-def test_killed_twenty_times_under_load(pair: Pair, cli: Cli) -> None:
-    """kill -9 at random moments, from the first copy on, with tables without a key: nothing lost, nothing twice."""
-    pair.on_source().execute(SCHEMA.encode())
-    chance = random.Random(20)
-    ends = ("--source", pair.source, "--target", pair.target)
-    with workload(pair.source):
-        for number in range(20):
-            process = cli.start("run", *ends)
-            time.sleep(chance.uniform(0.2, 0.9) if number < 5 else chance.uniform(0.4, 1.4))
-            assert process.poll() is None, process.stdout.read() if process.stdout else ""
-            process.kill()
-            process.wait()
-    done = cli("once", *ends, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["links"][0]["verdict"] == "identical"
-    slots = pair.on_source().execute(
-        "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
-    )
-    assert slots.fetchone() == (1,)
 
 
 def test_either_end_may_vanish_and_return(pair: Pair, cli: Cli) -> None:

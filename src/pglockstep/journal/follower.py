@@ -37,6 +37,11 @@ class Follower:
         self._waits = False
 
     @property
+    def in_files(self) -> bool:
+        """Whether what is next for this reader stands in the files."""
+        return self._file is not None
+
+    @property
     def level(self) -> bool:
         """Whether everything that has arrived was taken, and dealt with: whoever reads waits for more."""
         return self._waits and self._file is None and self._number == self._journal.tail.next

@@ -230,9 +230,12 @@ class Journal:
                 extra={"action": "journal.full"},
             )
         self.trouble = f"no room for the journal in {self.folder}"
-        async with self.at_files():
+        async with self.at_files() as writer:
             with usable(self.folder):
                 await self.do(self._prune)
+                if self._needed is not None and writer.end <= self._needed and not self._is_read:
+                    # what is being written cannot be pruned, but the target has all of it
+                    await self.do(writer.drop_all)
         await asyncio.sleep(_TRY_AGAIN)
         self._work.set()
 
@@ -297,6 +300,11 @@ class Journal:
                 file.path.unlink()
         if gone:
             segments.sync_folder(self.folder)
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether anybody still reads from the files."""
+        return any(each.in_files for each in self._readers)
 
     def _wake_readers(self) -> None:
         for each in self._readers:

@@ -6,6 +6,7 @@ here blocks; nothing here decides what is kept.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zlib
@@ -196,8 +197,10 @@ class Segment:
             raise
 
     def sync(self) -> None:
-        """Have everything that was written on the disk."""
+        """Have everything that was written on the disk, in the file that is found by its name."""
         os.fdatasync(self._descriptor)
+        if not os.path.samestat(os.fstat(self._descriptor), self.file.path.stat()):
+            raise FileNotFoundError(errno.ENOENT, "another file is there now", str(self.file.path))
 
     def cut(self, offset: int) -> None:
         """Take away everything from `offset` on."""

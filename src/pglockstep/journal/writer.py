@@ -34,6 +34,7 @@ class Writer:
         self._segment_size = segment_size
         self._segment: Segment | None = None
         self._offset = 0
+        self._last_number = 0
         #: where the transaction that is open at the end begins: the segment's number, the offset, the descriptions then
         self._open_at: tuple[int, int] | None = None
         self._descriptions: dict[bytes, bytes] = {}
@@ -70,6 +71,7 @@ class Writer:
             # a killed process may have left it to the system's memory alone
             segment.sync()
             writer._segment, writer._offset = segment, extent.complete_at
+            writer._last_number = file.number
             writer.end = extent.end
             writer._descriptions = _descriptions(segment)
         segments.sync_folder(folder)
@@ -144,6 +146,17 @@ class Writer:
         self._offset, self._open_at, self._unsynced = offset, None, 0
         self._descriptions = _descriptions(self._segment)
 
+    def drop_all(self) -> None:
+        """Remove everything that was written, to have room: nobody needs it. The next block begins a segment."""
+        if self._segment is None or self._open_at is not None:
+            return
+        failpoints.reach("journal.drop")
+        self._segment.close()
+        self._segment, self._unsynced = None, 0
+        for file in segments.listed(self._folder):
+            file.path.unlink()
+        segments.sync_folder(self._folder)
+
     def close(self) -> None:
         """Sync and close. A last mark proves that all before it was on the disk."""
         if self._segment is None:
@@ -161,7 +174,8 @@ class Writer:
 
     def _next_segment(self, *, continues: bool, follows: bool = True) -> None:
         files = segments.listed(self._folder)
-        number = files[-1].number + 1 if files else 1
+        # a number is never used again: places are compared by it
+        number = max(self._last_number, files[-1].number if files else 0) + 1
         file = SegmentFile.named(self._folder, number, self.end)
         if self._segment is not None:
             self.sync()
@@ -175,7 +189,7 @@ class Writer:
             raise
         if self._segment is not None:
             self._segment.close()
-        self._segment, self._offset, self._unsynced = fresh, offset, offset
+        self._segment, self._offset, self._unsynced, self._last_number = fresh, offset, offset, number
         failpoints.reach("journal.segment")
 
 

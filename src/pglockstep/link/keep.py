@@ -14,7 +14,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from psycopg import AsyncConnection
@@ -41,7 +41,7 @@ from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.states import Event
 from pglockstep.postgres import catalog, privileges
-from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
 from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -101,7 +101,7 @@ class Keeper:
         link.carrier.ahead = True
         self._began = False
         #: what is in the way, by the end that it concerns; at first neither half has begun
-        self._down: dict[Side, str] = {"source": "", "target": ""}
+        self._down: dict[Side | Literal["journal"], str] = {"source": "", "target": ""}
         #: sessions that are open already, for the first attempt of either half
         self._first: dict[Side, Opened] = {}
         self._source: AsyncConnection[TupleRow] | None = None
@@ -174,7 +174,17 @@ class Keeper:
         self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
         log.warning("%s; trying again in %.1f s", error, seconds, extra=self._link.about("link.waiting"))
 
-    def _is_up(self, side: Side) -> None:
+    def _mind_the_journal(self, journal: Journal) -> None:
+        """Say so while there is no room for the journal."""
+        if journal.trouble == self._down.get("journal", ""):
+            return
+        if journal.trouble:
+            self._down["journal"] = journal.trouble
+            self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
+        else:
+            self._is_up("journal")
+
+    def _is_up(self, side: Side | Literal["journal"]) -> None:
         self._down.pop(side, None)
         if self._down:
             self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
@@ -230,7 +240,7 @@ class Keeper:
             end = dict(zip(("source", "target"), ends(self._link.config), strict=True))[side]
             conn = await connect(end, "run")
             try:
-                with translate(end):
+                with answered(end, conn), translate(end):
                     found = Opened(end, conn, await privileges.facts(conn))
             except BaseException:
                 await conn.close()
@@ -238,19 +248,24 @@ class Keeper:
         try:
             yield found
         finally:
-            await found.conn.close()
+            if found.conn.lock.locked():
+                # somebody waits for an answer there, which may never come
+                hang_up(found.conn)
+            async with found.conn.lock:
+                await found.conn.close()
 
     async def _receive(self, journal: Journal, record: LinkRecord, careful: bool) -> None:
         """Receive into the journal until something fails."""
         async with self._opened("source") as there:
             session.demand_identity(there.end, there.facts, record)
             demand(privileges.source_findings(there.facts, needs_slot=False))
-            if self._outlet is not None:
-                # the lock is ours: a sender of this slot can only be one that its server has not missed yet
-                with translate(there.end):
-                    await end_sender(there.conn, record.slot)
             now = msgspec.structs.replace(record, progress=self._applied)
-            await session.demand_slot(there.conn, there.end, now, await journal.extent())
+            with answered(there.end, there.conn):
+                if self._outlet is not None:
+                    # the lock is ours: a sender of this slot can only be one that its server has not missed yet
+                    with translate(there.end):
+                        await end_sender(there.conn, record.slot)
+                await session.demand_slot(there.conn, there.end, now, await journal.extent())
             self._source = there.conn
             try:
                 intake = Intake(there.end, record, journal, self._flushed_by_now)
@@ -264,7 +279,7 @@ class Keeper:
         async with self._opened("target") as there:
             if not await session.take_lock(there.conn, there.end):
                 raise await self._held_by_other(there.conn, there.end)
-            with translate(there.end):
+            with answered(there.end, there.conn), translate(there.end):
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
@@ -294,6 +309,7 @@ class Keeper:
             self._applied = self._outlet.applied
             self._flushed_by_now()
         assert self._journal is not None
+        self._mind_the_journal(self._journal)
         self._link.standing.note(self._journal, self._outlet)
 
     async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:

@@ -35,7 +35,7 @@ from pglockstep.link.standing import Standing
 from pglockstep.link.states import Event
 from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres import privileges
-from pglockstep.postgres.connect import End, connect, ends, fingerprint, translate
+from pglockstep.postgres.connect import End, answered, connect, ends, fingerprint, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
 from pglockstep.postgres.slots import read as read_slot
@@ -219,8 +219,8 @@ class Link:
         copied: Mapping[QualifiedName, Lsn] | None = None,
     ) -> AsyncIterator[Outlet]:
         """The target's half over the session `conn`, which holds the lock, ready to run from the target's progress."""
-        await session.act_as_replica(conn, target, facts, self.selection)
-        with translate(target):
+        with answered(target, conn), translate(target):
+            await session.act_as_replica(conn, target, facts, self.selection)
             record = demand_progress(await progress.read(conn))
         assert record.progress is not None
         watch = await connect(target, "watch", lock_timeout=LOCK_PATIENCE)
@@ -238,12 +238,13 @@ class Link:
                     catalog_conn=watch,
                     copied=copied,
                 )
-                await applier.start()
+                with answered(target, conn, watch):
+                    await applier.start()
                 for description in map(decode, reader.descriptions):
                     if isinstance(description, Relation):
                         applier.builder.announce(description)
                 async with self.carrier.lent(watch):
-                    yield Outlet(target, journal, reader, applier, watch)
+                    yield Outlet(target, journal, reader, applier, conn, watch)
             finally:
                 reader.close()
         finally:

@@ -17,10 +17,10 @@ from psycopg.rows import TupleRow
 from pglockstep import failpoints
 from pglockstep.apply.applier import Applier
 from pglockstep.apply.batch import Batch
-from pglockstep.errors import LockstepError, TargetUnreachable, first_of
+from pglockstep.errors import LockstepError, first_of
 from pglockstep.journal.follower import Abandoned, Follower
 from pglockstep.journal.journal import Journal
-from pglockstep.postgres.connect import End, describe, translate
+from pglockstep.postgres.connect import End, answered, hang_up, translate
 from pglockstep.units import Lsn
 from pglockstep.wal.messages import Relation
 from pglockstep.wal.pgoutput import decode
@@ -40,7 +40,7 @@ BEHIND_AFTER = 3.0
 
 
 class Outlet:
-    """Applies what `reader` reads from `journal` by `applier`; `watch` is a second session of the target's."""
+    """Applies what `reader` reads from `journal` by `applier` over `conn`; `watch` is a second session of the target's."""
 
     def __init__(
         self,
@@ -48,12 +48,14 @@ class Outlet:
         journal: Journal,
         reader: Follower,
         applier: Applier,
+        conn: AsyncConnection[TupleRow],
         watch: AsyncConnection[TupleRow],
     ) -> None:
         self._target = target
         self._journal = journal
         self._reader = reader
         self.applier = applier
+        self._conn = conn
         self.watch = watch
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
@@ -61,6 +63,7 @@ class Outlet:
         self._idle_since = time.monotonic()
         self._unapplied_since: float | None = None
         self._failed: Exception | None = None
+        self._silent: LockstepError | None = None
         #: how far the target has everything on its disk
         self.flushed = Lsn(0)
 
@@ -86,7 +89,7 @@ class Outlet:
                 for task in side:
                     task.cancel()
         except BaseExceptionGroup as group:
-            raise first_of(group) from group
+            raise self._silent or first_of(group) from group
 
     async def _read(self) -> None:
         """Gather until it fails; the target first completes what was taken before, and then hears of the failure.
@@ -180,21 +183,21 @@ class Outlet:
         while True:
             await asyncio.sleep(_ASK_EVERY)
             if self.applier.unflushed or time.monotonic() - self._asked_at >= _ASK_IDLE_EVERY:
-                await self.learn_flushed()
+                try:
+                    await self.learn_flushed()
+                except LockstepError as error:
+                    # whoever is being answered just now, or waits for something to do, fails by it
+                    self._silent = self._failed = error
+                    hang_up(self._conn)
+                    self._arrived.set()
+                    return
 
     async def learn_flushed(self) -> None:
         """Ask the target how far its WAL is on its disk, and with it our commits."""
         self._asked_at = time.monotonic()
-        try:
-            async with asyncio.timeout(self._target.silence_timeout):
-                with translate(self._target):
-                    cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()")
-                    row = await cursor.fetchone()
-        except TimeoutError:
-            raise TargetUnreachable(
-                f"the target has been silent for {self._target.silence_timeout:.0f} s",
-                hint=f"is {describe(self._target.conninfo)} alive? the link reconnects by itself",
-            ) from None
+        with answered(self._target, self.watch), translate(self._target):
+            cursor = await self.watch.execute("SELECT pg_catalog.pg_current_wal_flush_lsn()")
+            row = await cursor.fetchone()
         assert row is not None
         unflushed = self.applier.unflushed
         while unflushed and unflushed[0].target <= row[0]:

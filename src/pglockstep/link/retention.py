@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pglockstep.errors import LockstepError
 from pglockstep.journal.journal import Journal
 from pglockstep.postgres import slots
-from pglockstep.postgres.connect import connect, ends, translate
+from pglockstep.postgres.connect import answered, connect, ends, translate
 from pglockstep.progress.slots import LEVELS, near_limit
 from pglockstep.progress.target import slot_name
 
@@ -50,7 +50,7 @@ async def watch(link: Link) -> None:
             try:
                 while True:
                     if link_id := link.standing.link_id:
-                        with translate(source):
+                        with answered(source, conn), translate(source):
                             slot = await slots.read(conn, slot_name(link_id))
                         before, stands = stands, 0 if slot is None else level(stands, slot.share)
                         for found in near_limit(slot) if slot is not None and stands > before else ():

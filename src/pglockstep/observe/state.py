@@ -61,6 +61,8 @@ class StateDirectory:
 
     def _connect(self) -> sqlite3.Connection:
         conn = sqlite3.connect(self._path / "state.sqlite", timeout=5, isolation_level=None)
+        # a file that stays needs no room when the disk is full, and that has to be told
+        conn.execute("PRAGMA journal_mode = PERSIST")
         found = conn.execute("PRAGMA user_version").fetchone()[0]
         if found > _FORMAT:
             conn.close()

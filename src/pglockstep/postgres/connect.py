@@ -8,9 +8,13 @@ a hint and without a password.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 import re
 import shlex
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -123,6 +127,19 @@ def fingerprint(source: str, target: str) -> str:
     return hashlib.sha256(f"{describe(source)}\n{describe(target)}".encode()).hexdigest()[:16]
 
 
+class _Listener(AsyncConnection[TupleRow]):
+    """A connection that remembers when it last had an answer."""
+
+    answered_at = 0.0
+
+    async def wait(self, *args: Any, **options: Any) -> Any:
+        """As psycopg's own."""
+        try:
+            return await super().wait(*args, **options)
+        finally:
+            self.answered_at = time.monotonic()
+
+
 async def connect(
     end: End, purpose: str, *, replication: bool = False, **settings: str
 ) -> AsyncConnection[TupleRow]:
@@ -131,7 +148,7 @@ async def connect(
     `purpose` shows in ``pg_stat_activity``. Raises the end's *unreachable* error, with a hint for each reason.
     """
     try:
-        conn = await AsyncConnection.connect(
+        conn = await _Listener.connect(
             end.conninfo,
             autocommit=True,
             cursor_factory=AsyncRawCursor,
@@ -142,7 +159,7 @@ async def connect(
         raise refusal(end, said).error() from error
     conn.prepared_max = 1000
     lsn.register(conn)
-    with translate(end):
+    with answered(end, conn), translate(end):
         try:
             major = conn.info.server_version // 10000
             if major < OLDEST_MAJOR:
@@ -172,9 +189,61 @@ async def _let_it_miss_us(conn: AsyncConnection[TupleRow], end: End) -> None:
         "tcp_user_timeout": f"{round(end.silence_timeout * 1000)}ms",
         "client_connection_check_interval": "2s",
     }
-    for name, value in wanted.items():
-        with suppress(psycopg.errors.InvalidParameterValue, psycopg.errors.FeatureNotSupported):
-            await conn.execute(f"SET {name} = '{value}'".encode())
+    statements = [f"SET {name} = '{value}'" for name, value in wanted.items()]
+    not_there = (psycopg.errors.InvalidParameterValue, psycopg.errors.FeatureNotSupported)
+    try:
+        await conn.execute("; ".join(statements).encode(), prepare=False)
+    except not_there:
+        for each in statements:
+            with suppress(*not_there):
+                await conn.execute(each.encode())
+
+
+def hang_up(conn: AsyncConnection[Any]) -> None:
+    """End a session without a word to its server: whoever waits for an answer hears that there will be none.
+
+    Who is cancelled instead first asks the server to be let off, and waits for that.
+    """
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.pgconn.socket)) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def answered(end: End, *sessions: AsyncConnection[Any]) -> Iterator[None]:
+    """Whatever is asked inside is answered within `silence_timeout`; or we hang up on `sessions`: the end is *unreachable*."""
+    silent = False
+    began = time.monotonic()
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(end.silence_timeout, lambda: look())
+
+    def look() -> None:
+        nonlocal silent, timer
+        heard = [each.answered_at for each in sessions if isinstance(each, _Listener)]
+        left = max(began, *heard) + end.silence_timeout - time.monotonic()
+        if left > 0:
+            timer = loop.call_later(left, look)
+            return
+        silent = True
+        for each in sessions:
+            hang_up(each)
+
+    try:
+        yield
+    except EndError as error:
+        if not silent:
+            raise
+        raise fell_silent(end) from error
+    finally:
+        timer.cancel()
+
+
+def fell_silent(end: End) -> EndError:
+    """What to raise for an end that was not heard from for `silence_timeout`. Pure."""
+    kind = SourceUnreachable if end.side == "source" else TargetUnreachable
+    return kind(
+        f"the {end.side} has been silent for {end.silence_timeout:.0f} s",
+        hint=f"is {describe(end.conninfo)} alive, and the network to it up? the link reconnects by itself",
+    )
 
 
 def _parameters(end: End, purpose: str, *, replication: bool) -> dict[str, Any]:

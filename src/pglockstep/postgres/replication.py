@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.errors import SourceError, SourceUnreachable
 from pglockstep.postgres import copy_data
-from pglockstep.postgres.connect import End, connect, describe, translate
+from pglockstep.postgres.connect import End, connect, fell_silent, translate
 from pglockstep.postgres.readable import Readable
 from pglockstep.units import Lsn
 
@@ -100,10 +100,7 @@ class ReplicationConnection:
             try:
                 await self._readable.wait()
             except TimeoutError:
-                raise SourceUnreachable(
-                    f"the source has been silent for {self._end.silence_timeout:.0f} s",
-                    hint=f"is the network to {describe(self._end.conninfo)} up? the link reconnects by itself",
-                ) from None
+                raise fell_silent(self._end) from None
             self._consume()
         return frames
 
