@@ -79,6 +79,31 @@ def written(folder: Path, count: int, *, limits: Limits = SMALL, rows: int = 1) 
     asyncio.run(write())
 
 
+def behind_a_gap(folder: Path, number: int) -> None:
+    """Another run, behind a gap, of one transaction."""
+
+    async def leap() -> None:
+        async with running(folder) as journal:
+            await journal.begin_at(Lsn(number * 100))
+            await journal.append(transaction(number, describe=1))
+
+    asyncio.run(leap())
+
+
+def written_at_once(folder: Path, *, rows: int, size: int) -> None:
+    """A journal of one large transaction over many segments."""
+
+    async def write() -> None:
+        async with running(folder, Limits(segment_size=1 << 20)) as journal:
+            begin, described, change, commit = transaction(1, describe=1, size=size)
+            await journal.append([begin, described])
+            for start in range(0, rows, 1000):
+                await journal.append([change] * min(1000, rows - start))
+            await journal.append([commit])
+
+    asyncio.run(write())
+
+
 def read_back(folder: Path, start: int = 100) -> tuple[list[int], Lsn]:
     """The transactions that a journal gives from an LSN on, and where it ends."""
 

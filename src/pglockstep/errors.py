@@ -24,6 +24,7 @@ with the exact next step, the exit code promised to scripts, and whether trying 
     │       ├── TargetNotEmpty             5  no
     │       └── ApplyRefused               5  no     a change that the target will not take
     ├── IdentityChanged                    6  no     another server answers where the known one was
+    ├── NotInJournal                       1  no     what was asked for was not received, or is not kept any more
     ├── Inconclusive                       7  no
     └── LinkHeld                           8  no     another process does this link's work
 
@@ -194,6 +195,12 @@ class IdentityChanged(LockstepError):
     """Another database answers where the known one was."""
 
     exit_code = EXIT_INCIDENT
+
+
+class NotInJournal(LockstepError):
+    """The journal does not have that."""
+
+    exit_code = EXIT_DIFFERS
 
 
 class Inconclusive(LockstepError):

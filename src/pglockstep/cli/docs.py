@@ -31,13 +31,18 @@ def render() -> str:
     for name in COMMANDS:
         command = cli.get_command(group, name)
         assert command is not None
-        context = click.Context(
-            command, info_name=name, parent=group, terminal_width=100, max_content_width=100
-        )
+        context = _context(command, name, group)
         aliases = [alias for alias, meant in ALIASES.items() if meant == name]
         also = f" (also: `{'`, `'.join(aliases)}`)" if aliases else ""
         parts += [f"## `pglockstep {name}`{also}", "", "```text", command.get_help(context), "```", ""]
+        for below, each in (command.commands if isinstance(command, click.Group) else {}).items():
+            shown = each.get_help(_context(each, below, context))
+            parts += [f"### `pglockstep {name} {below}`", "", "```text", shown, "```", ""]
     return "\n".join(parts)
+
+
+def _context(command: click.Command, name: str, parent: click.Context) -> click.Context:
+    return click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
 
 
 if __name__ == "__main__":

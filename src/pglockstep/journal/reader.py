@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,23 @@ def find(folder: Path, lsn: Lsn) -> Start | None:
         return None
     with Segment.open(reached[-1]) as segment:
         return _find_in(segment, lsn)
+
+
+def extent(folder: Path) -> tuple[Lsn, Lsn] | None:
+    """From where up to where the files have every transaction, also beside whoever writes them; None if there are none.
+
+    Raises `JournalDamaged`, and `OSError` where they cannot be read.
+    """
+    while folder.is_dir():
+        # a segment that is gone was not needed any more, or its transaction was given up just now
+        with suppress(FileNotFoundError):
+            run = segments.last_run(folder)
+            if not run:
+                return None
+            with Segment.open(run[-1][0]) as segment:
+                end = segments.examine(segment, thoroughly=False, last=True).end
+            return segments.begins_at(run, end), end
+    return None
 
 
 def _find_in(segment: Segment, lsn: Lsn) -> Start:

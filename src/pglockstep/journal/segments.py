@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -31,6 +31,8 @@ _MAGIC = b"PGLSJRNL"
 _front = Struct("<8sII")
 #: More bytes than any head has.
 _LONGEST_HEAD = 4096
+#: How much is read at once in search of a block.
+_WINDOW = 1 << 20
 _NAME = re.compile(r"([0-9]{8})-([0-9A-F]{16})\.journal")
 
 
@@ -91,12 +93,20 @@ def was_just_begun(file: SegmentFile) -> bool:
 def last_run(folder: Path) -> list[tuple[SegmentFile, Head]]:
     """The newest segments that follow on each other without a gap, oldest first, with their heads."""
     run = []
-    for file in reversed(listed(folder)):
+    files = listed(folder)
+    if files and was_just_begun(files[-1]):
+        files.pop()
+    for file in reversed(files):
         with Segment.open(file) as segment:
             run.append((file, segment.head))
             if not segment.head.follows:
                 break
     return run[::-1]
+
+
+def begins_at(run: Sequence[tuple[SegmentFile, Head]], end: Lsn) -> Lsn:
+    """From where on a run that is complete up to `end` has every transaction from its beginning."""
+    return next((file.start for file, head in run if not head.continues), end)
 
 
 def reaches(folder: Path) -> list[tuple[SegmentFile, Lsn | None]]:
@@ -164,6 +174,12 @@ class Segment:
             raise
         return cls(file, descriptor, head, _front.size + length)
 
+    @classmethod
+    def headless(cls, file: SegmentFile) -> Self:
+        """Open a segment whose head cannot be read, to look at what stands behind it."""
+        head = Head(FORMAT, file.number, int(file.start), False, True, "", "", datetime.now(UTC))
+        return cls(file, os.open(file.path, os.O_RDONLY | os.O_CLOEXEC), head, 0)
+
     @property
     def size(self) -> int:
         """The bytes of the file."""
@@ -177,9 +193,31 @@ class Segment:
             yield offset, found
             offset += found.size
 
+    def block(self, offset: int) -> Header:
+        """The header of the block at `offset`; raises `Damaged` unless all of the block is as it was written."""
+        found = blocks.header(os.pread(self._descriptor, HEADER_SIZE, offset))
+        blocks.verify(found, self.stored(offset, found))
+        return found
+
+    def block_after(self, offset: int) -> tuple[int, Header] | None:
+        """The first block behind `offset` that is as it was written, wherever it begins; None if there is none."""
+        size, at = self.size, offset + 1
+        while at < size:
+            window = os.pread(self._descriptor, _WINDOW, at)
+            found = window.find(blocks.MAGIC)
+            if found < 0:
+                at += max(1, len(window) - len(blocks.MAGIC) + 1)
+                continue
+            at += found
+            with suppress(Damaged):
+                return at, self.block(at)
+            at += 1
+        return None
+
     def stored(self, offset: int, found: Header) -> bytes:
         """The content of the block at `offset`, as it stands there."""
-        return os.pread(self._descriptor, found.stored, offset + HEADER_SIZE)
+        there = max(0, self.size - offset - HEADER_SIZE)
+        return os.pread(self._descriptor, min(found.stored, there), offset + HEADER_SIZE)
 
     def messages(self, offset: int, found: Header) -> list[bytes]:
         """The messages of the block at `offset`; raises `JournalDamaged` if they are not what was written."""
@@ -265,28 +303,23 @@ def examine(segment: Segment, *, thoroughly: bool, last: bool) -> Extent:
             if not open_before:
                 found.complete_at = found.sound_at
     except Damaged as error:
-        if not last or _was_on_disk(segment, found.sound_at):
+        if not last or was_on_disk(segment, found.sound_at):
             raise damaged(segment.file, found.sound_at, str(error)) from error
         found.torn = str(error)
     return found
 
 
-def _was_on_disk(segment: Segment, offset: int) -> bool:
+def was_on_disk(segment: Segment, offset: int) -> bool:
     """Whether a whole block behind the bad one at `offset` proves that this one was on the disk once: then it is no torn end.
 
     Without a flush in between a disk may get a later block before an earlier one.
     """
-    behind = os.pread(segment._descriptor, segment.size - offset, offset)
-    at = behind.find(blocks.MAGIC, 1)
-    while at >= 0:
-        try:
-            header = blocks.header(behind[at : at + HEADER_SIZE])
-            blocks.verify(header, behind[at + HEADER_SIZE : at + header.size])
-            if header.synced > offset:
-                return True
-        except Damaged:
-            pass
-        at = behind.find(blocks.MAGIC, at + 1)
+    following = segment.block_after(offset)
+    while following is not None:
+        at, header = following
+        if header.synced > offset:
+            return True
+        following = segment.block_after(at + header.size - 1)
     return False
 
 

@@ -80,7 +80,9 @@ class Writer:
     @property
     def extent(self) -> tuple[Lsn, Lsn] | None:
         """From where up to where the journal has everything; None if there is no segment yet."""
-        return None if self._segment is None else (first(self._folder, self.end), self.end)
+        if self._segment is None:
+            return None
+        return segments.begins_at(segments.last_run(self._folder), self.end), self.end
 
     @property
     def place(self) -> Place:
@@ -191,11 +193,6 @@ class Writer:
             self._segment.close()
         self._segment, self._offset, self._unsynced, self._last_number = fresh, offset, offset, number
         failpoints.reach("journal.segment")
-
-
-def first(folder: Path, end: Lsn) -> Lsn:
-    """From where on a journal that reaches to `end` has every transaction whole."""
-    return next((file.start for file, head in segments.last_run(folder) if not head.continues), end)
 
 
 def _descriptions(segment: Segment) -> dict[bytes, bytes]:
