@@ -14,7 +14,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from psycopg import AsyncConnection
@@ -100,8 +100,8 @@ class Keeper:
         self._link = link
         link.carrier.ahead = True
         self._began = False
-        #: what is in the way, by the end that it concerns; at first neither half has begun
-        self._down: dict[Side, str] = {"source": "", "target": ""}
+        #: what is in the way, by what it concerns; at first neither half has begun
+        self._down: dict[Side | Literal["journal"], str] = {"source": "", "target": ""}
         #: sessions that are open already, for the first attempt of either half
         self._first: dict[Side, Opened] = {}
         self._source: AsyncConnection[TupleRow] | None = None
@@ -174,7 +174,7 @@ class Keeper:
         self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
         log.warning("%s; trying again in %.1f s", error, seconds, extra=self._link.about("link.waiting"))
 
-    def _is_up(self, side: Side) -> None:
+    def _is_up(self, side: Side | Literal["journal"]) -> None:
         self._down.pop(side, None)
         if self._down:
             self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
@@ -294,6 +294,11 @@ class Keeper:
             self._applied = self._outlet.applied
             self._flushed_by_now()
         assert self._journal is not None
+        if trouble := self._journal.trouble:
+            self._down["journal"] = trouble
+            self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
+        elif "journal" in self._down:
+            self._is_up("journal")
         self._link.standing.note(self._journal, self._outlet)
 
     async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:
