@@ -66,7 +66,7 @@ class Patient:
         assert document["ok"] == (not errors)
         assert done.returncode == (1 if errors else 0), done.stderr
         for each in document["findings"]:
-            assert each["side"] in ("source", "target")
+            assert each["side"] in ("source", "target", "here")
             assert each["message"], each
             assert each["fix"], each
             assert "\n" not in each["message"]

@@ -22,6 +22,9 @@ from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect, majors, wai
 from pglockstep.config.sections import LinkConfig
 from pglockstep.demo.servers import ThrowawayServer
 from pglockstep.doctor.examination import examine
+from pglockstep.observe.state import StateDirectory
+from test_run import daemon
+from test_run_journal import confirmed
 
 NEWEST = INSTALLED[majors[-1]]
 
@@ -179,11 +182,12 @@ def test_wal_level(patient: Patient) -> None:
         assert codes(patient) == set()
 
 
-def test_no_client_programs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_client_programs(pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without pg_dump for this source is told what to install, and everything else beside it."""
     run(pair.source, "CREATE UNLOGGED TABLE u (id int)")
     monkeypatch.setattr("pglockstep.postgres.installations.installations", lambda _: [])
-    found = asyncio.run(examine(LinkConfig(name="main", source=pair.source, target=pair.target)))
+    link = LinkConfig(name="main", source=pair.source, target=pair.target)
+    found = asyncio.run(examine(link, StateDirectory(tmp_path)))
     one = next(each for each in found if each.code == "no_client")
     assert one.fix == f"apt install postgresql-client-{pair.source_server.major}"
     assert "unlogged" in {each.code for each in found}
@@ -305,6 +309,30 @@ def test_a_link_at_work(pair: Pair, cli: Cli, narrow: ThrowawayServer, make_data
         conn.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
         assert codes(patient) == {"slot_gone"}
         assert ours_on_source(conn) == (0, 1)
+
+
+def test_a_slot_that_is_ahead_of_an_absent_target(pair: Pair, cli: Cli) -> None:
+    """What the target has not got yet is in the journal: no fault. Without the journal it is one, and a damaged one another."""
+    run(pair.source, "CREATE TABLE t (id int PRIMARY KEY, v text)")
+    patient = Patient(cli, pair)
+    with daemon(cli, pair) as running, connect(pair.source) as source:
+        pair.target_server.stop("fast")
+        source.execute("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 1000) AS n")
+        wait_until(lambda: confirmed(source) < 100_000, 20, "the source to be told")
+        running.kill()
+    pair.target_server.start()
+    assert codes(patient, "error", "warning") == set()
+    folder = cli.directory / "state" / "journal"
+    folder.rename(cli.directory / "journal")
+    assert codes(patient) == {"slot_ahead"}
+    (cli.directory / "journal").rename(folder)
+    (segment,) = folder.glob("*/*.journal")
+    content = bytearray(segment.read_bytes())
+    content[20] ^= 1
+    segment.write_bytes(content)
+    (found,) = patient.find("journal")
+    assert (found["side"], found["severity"]) == ("here", "error")
+    assert f"{segment} is damaged at byte 0" in found["message"]
 
 
 def test_it_changes_nothing(

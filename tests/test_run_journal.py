@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from fix_copy import refused
 from fix_servers import Cli, Connection, Pair, connect, wait_until
 from fix_workload import SCHEMA
+from pglockstep.units import Lsn
 from test_run import daemon, ends_identical
 
 
@@ -124,3 +129,63 @@ def test_a_damaged_journal_that_nobody_needs(pair: Pair, cli: Cli) -> None:
     assert move is not None, hint
     Path(move[1]).rename(move[2])
     ends_identical(cli, pair)
+
+
+def test_status_tells_of_the_journal(pair: Pair, cli: Cli) -> None:
+    """From where up to where, how much, how full the disk is: beside a daemon and without one; nothing before there is one."""
+    source = pair.on_source()
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    ends = ("--source", pair.source, "--target", pair.target)
+    assert json.loads(cli("status", *ends, "--json").stdout)["links"][0]["journal"] is None
+    with daemon(cli, pair) as running:
+        source.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+        wait_until(lambda: running.status()["lag_bytes"] == 0, 20, "the target to be level")
+        journal = running.status()["journal"]
+        assert Lsn.parse(journal["first_lsn"]) < Lsn.parse(journal["last_lsn"])
+        assert journal["last_lsn"] == running.status()["received_lsn"]
+        assert 0 < journal["bytes"] < 100_000
+        assert 0 < journal["disk_used_percent"] <= 100
+        assert "  journal  " in cli("status", *ends).stdout
+    after = json.loads(cli("status", *ends, "--json").stdout)["links"][0]["journal"]
+    assert (after["first_lsn"], after["error"]) == (journal["first_lsn"], None)
+    assert Lsn.parse(after["last_lsn"]) >= Lsn.parse(journal["last_lsn"])
+    assert f"from {after['first_lsn']} to {after['last_lsn']}" in cli("status", *ends).stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_full_disk_is_the_reason(pair: Pair, cli: Cli) -> None:
+    """No room for the journal: the link waits, says why with exit 1, and goes on by itself once there is room."""
+    folder = cli.directory / "state"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    source = pair.on_source()
+    source.execute("CREATE TABLE t (id serial PRIMARY KEY, v text)")
+    try:
+        with daemon(cli, pair) as running:
+            (folder / "ballast").write_bytes(b"x" * 2_500_000)
+            noise = "INSERT INTO t (v) SELECT md5(random()::text) FROM generate_series(1, 30000)"
+            source.execute(noise.encode())
+            ballast = folder / "ballast"
+
+            def told() -> bool:
+                # to be written down the reason needs a few pages itself, which are less than a block
+                os.truncate(ballast, ballast.stat().st_size - (8 << 10))
+                return "no room for the journal" in running.status()["reason"]
+
+            wait_until(told, 30, "the reason")
+            found = running.status()
+            assert found["state"] == "waiting"
+            assert found["journal"]["disk_used_percent"] >= 90
+            done = cli("status", "--source", pair.source, "--target", pair.target)
+            assert done.returncode == 1
+            assert "no room for the journal" in done.stdout
+            ballast.unlink()
+            wait_until(lambda: running.status()["state"] == "streaming", 30, "the link to go on")
+            assert running.status()["reason"] == ""
+            target = pair.on_target()
+            wait_until(lambda: target.execute("SELECT FROM t").rowcount == 30_000, 30, "the rows")
+        ends_identical(cli, pair)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -14,6 +14,8 @@ import msgspec
 from pglockstep.errors import LockstepError, Side, SourceLacks, TargetLacks, one_line
 
 Severity = Literal["error", "warning", "info"]
+#: Where something is to be found: at an end, or on the machine that stands between them.
+Place = Side | Literal["here"]
 
 #: Where a command for a shell belongs.
 HERE = "on this machine"
@@ -23,14 +25,14 @@ _HINTED = 3
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One fault of one end.
+    """One fault of one end, or of the machine between them.
 
     An *error* keeps the link from starting or going on; with a *warning* something will be lost, or will
     surprise; an *info* asks for nothing. `fix` can be pasted as it is, `where` says into what (if it is
     empty, `fix` is a sentence), `otherwise` is another way out, in words.
     """
 
-    side: Side
+    side: Place
     severity: Severity
     code: str
     message: str
@@ -68,7 +70,7 @@ def demand(found: Iterable[Finding]) -> None:
             raise each.error()
 
 
-def told(error: LockstepError, side: Side, code: str = "") -> Finding:
+def told(error: LockstepError, side: Place, code: str = "") -> Finding:
     """An error as a finding: its own, or one made of its words."""
     if error.finding is not None:
         return error.finding

@@ -18,6 +18,7 @@ from pglockstep.doctor.scripts import scripts
 from pglockstep.errors import EXIT_DIFFERS, EXIT_OK, one_line
 from pglockstep.findings import Finding, counted
 from pglockstep.observe import logs
+from pglockstep.observe.state import StateDirectory
 
 
 @click.command("doctor", short_help="What do both ends lack? Each finding with its exact fix.")
@@ -26,22 +27,25 @@ from pglockstep.observe import logs
 @options.common
 @options.as_json
 def command(links: tuple[str, ...], sql: bool, as_json: bool, **common: Any) -> int:
-    """Examine both ends and tell everything that would keep the link from starting or going on, everything that
-    would be lost or surprise, and what becomes of what; each with its exact fix. Changes nothing on either end.
+    """Examine both ends, and the state directory here, and tell everything that would keep the link from starting or
+    going on, everything that would be lost or surprise, and what becomes of what; each with its exact fix. Changes
+    nothing on either end, nor here.
 
     Exits 1 if there is an error among the findings. With --sql it prints what a superuser pastes into psql on
     each end, so that roles without any other right are enough. No password is in it.
     """
     settings = Settings(**common)
     logs.configure(settings.verbose, daemon=False)
-    chosen = settings.links(settings.load(), links)
+    config = settings.load()
+    chosen = settings.links(config, links)
     if sql:
         return run_async(lambda: _print_scripts(chosen, as_json=as_json))
-    return run_async(lambda: _print_findings(chosen, as_json=as_json))
+    state = StateDirectory(config.state_dir)
+    return run_async(lambda: _print_findings(chosen, state, as_json=as_json))
 
 
-async def _print_findings(links: Sequence[LinkConfig], *, as_json: bool) -> int:
-    every = await asyncio.gather(*map(examine, links))
+async def _print_findings(links: Sequence[LinkConfig], state: StateDirectory, *, as_json: bool) -> int:
+    every = await asyncio.gather(*(examine(link, state) for link in links))
     found = {link.name: findings for link, findings in zip(links, every, strict=True)}
     ok = not any(each.severity == "error" for findings in found.values() for each in findings)
     if as_json:

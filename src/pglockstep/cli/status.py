@@ -13,7 +13,7 @@ from pglockstep.cli.each import for_each
 from pglockstep.cli.options import Settings
 from pglockstep.errors import EXIT_DIFFERS, EXIT_OK
 from pglockstep.link.link import Link
-from pglockstep.link.overview import EndOverview, LinkOverview, overview
+from pglockstep.link.overview import EndOverview, JournalOverview, LinkOverview, overview
 from pglockstep.units import human_bytes
 
 
@@ -72,6 +72,8 @@ def _sentences(found: LinkOverview) -> list[str]:
         lines.append(
             f"  slot     the source keeps {human_bytes(found.source.slot_retained_wal_bytes)} of WAL for this link"
         )
+    if found.journal is not None:
+        lines.append(f"  journal  {_journal(found.journal)}")
     if found.last_verified.at:
         lines.append(
             f"  verified {found.last_verified.verdict} at {found.last_verified.at:%Y-%m-%d %H:%M:%S} UTC"
@@ -79,6 +81,15 @@ def _sentences(found: LinkOverview) -> list[str]:
     else:
         lines.append("  verified never; pglockstep check does it")
     return lines
+
+
+def _journal(found: JournalOverview) -> str:
+    if found.error:
+        return found.error
+    disk = "" if found.disk_used_percent is None else f" on a disk that is {found.disk_used_percent} % full"
+    if found.first_lsn is None:
+        return f"nothing yet{disk}"
+    return f"{human_bytes(found.bytes)}{disk}, from {found.first_lsn} to {found.last_lsn}"
 
 
 def _end(end: EndOverview) -> str:

@@ -22,7 +22,7 @@ from pglockstep.copy import readiness, restore
 from pglockstep.copy import source as ours
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import firing_findings, would_fire
-from pglockstep.doctor import readings
+from pglockstep.doctor import here, readings
 from pglockstep.doctor import source as judge_source
 from pglockstep.doctor import target as judge_target
 from pglockstep.doctor.connection import connection_findings, replication_refused
@@ -39,6 +39,9 @@ from pglockstep.doctor.readings import (
 )
 from pglockstep.errors import LockstepError
 from pglockstep.findings import Finding, told
+from pglockstep.journal import reader
+from pglockstep.journal.folder import usable
+from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres import catalog, privileges
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, describe, ends, translate
@@ -49,6 +52,7 @@ from pglockstep.postgres.slots import read as read_slot
 from pglockstep.progress import slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
+from pglockstep.units import Lsn
 
 T = TypeVar("T")
 _RANK = {"error": 0, "warning": 1, "info": 2}
@@ -63,9 +67,9 @@ class OpenEnd(msgspec.Struct):
     place: Place
 
 
-async def examine(link: LinkConfig) -> list[Finding]:
-    """Everything that is to be said of a link's two ends, the serious first."""
-    examination = Examination(link)
+async def examine(link: LinkConfig, state: StateDirectory) -> list[Finding]:
+    """Everything that is to be said of a link's two ends and of this machine, the serious first."""
+    examination = Examination(link, state)
     async with AsyncExitStack() as stack:
         await examination.run(stack)
     return sorted(examination.found, key=lambda each: (_RANK[each.severity], each.side))
@@ -74,8 +78,9 @@ async def examine(link: LinkConfig) -> list[Finding]:
 class Examination:
     """One look at both ends; `found` grows as it goes on."""
 
-    def __init__(self, link: LinkConfig) -> None:
+    def __init__(self, link: LinkConfig, state: StateDirectory) -> None:
         self.found: list[Finding] = []
+        self._state = state
         self._link = link
         self._selection = Selection.of(link)
         self._record: LinkRecord | None = None
@@ -86,6 +91,7 @@ class Examination:
 
     async def run(self, stack: AsyncExitStack) -> None:
         """Examine the target's memory of the link first: it decides what has to be asked."""
+        self._tell(here.state_findings(here.look(self._state.path), here.user()))
         source, target = await asyncio.gather(*(self._open(end, stack) for end in ends(self._link)))
         remembered = False
         if target is not None:
@@ -192,11 +198,22 @@ class Examination:
         if source.facts.in_recovery:
             return
         with self._part(source.end):
+            # the slot first: what it has forgotten by then is in the files already
             slot = await read_slot(source.conn, record.slot)
-            self._tell(slots.slot_findings(record, slot))
+            self._tell(slots.slot_findings(record, slot, self._extent(record)))
         with self._part(source.end):
             published = await ours.published_tables(source.conn, source.end, record.publication)
             self._tell(judge_source.unpublished_findings(self._tables, published))
+
+    def _extent(self, record: LinkRecord) -> tuple[Lsn, Lsn] | None:
+        """From where up to where our journal has what the source sent; what is wrong with it is told."""
+        folder = self._state.journal(record.id)
+        try:
+            with usable(folder):
+                return reader.extent(folder)
+        except LockstepError as error:
+            self.found.append(told(error, "here", code="journal"))
+        return None
 
     async def _try_replication(self, source: OpenEnd) -> None:
         """Whether a replication connection is let in: a pooler or pg_hba.conf may bar just these."""

@@ -33,10 +33,10 @@ def find(folder: Path, lsn: Lsn) -> Start | None:
         return _find_in(segment, lsn)
 
 
-def extent(folder: Path) -> tuple[Lsn, Lsn] | None:
+def extent(folder: Path, end: Lsn | None = None) -> tuple[Lsn, Lsn] | None:
     """From where up to where the files have every transaction, also beside whoever writes them; None if there are none.
 
-    Raises `JournalDamaged`, and `OSError` where they cannot be read.
+    `end` spares looking for it, where it is known. Raises `JournalDamaged`, and `OSError` where they cannot be read.
     """
     while folder.is_dir():
         # a segment that is gone was not needed any more, or its transaction was given up just now
@@ -44,8 +44,9 @@ def extent(folder: Path) -> tuple[Lsn, Lsn] | None:
             run = segments.last_run(folder)
             if not run:
                 return None
-            with Segment.open(run[-1][0]) as segment:
-                end = segments.examine(segment, thoroughly=False, last=True).end
+            if end is None:
+                with Segment.open(run[-1][0]) as segment:
+                    end = segments.examine(segment, thoroughly=False, last=True).end
             return segments.begins_at(run, end), end
     return None
 

@@ -11,6 +11,8 @@ from psycopg.rows import TupleRow
 
 from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import EndError, LockstepError
+from pglockstep.journal import inspection, reader
+from pglockstep.journal.folder import room, usable
 from pglockstep.link.session import source_position
 from pglockstep.link.states import UNHEALTHY, State
 from pglockstep.observe.state import LinkStatus, StateDirectory
@@ -59,6 +61,16 @@ class LastBackup(msgspec.Struct):
     verified_at: datetime | None = None
 
 
+class JournalOverview(msgspec.Struct):
+    """What this machine keeps of what the source sent: from where up to where without a gap, and how full its disk is."""
+
+    first_lsn: str | None = None
+    last_lsn: str | None = None
+    bytes: int = 0
+    disk_used_percent: int | None = None
+    error: str | None = None
+
+
 class LinkOverview(msgspec.Struct, kw_only=True):
     """A link at a glance. `state` is as of `state_as_of`; it is current only while `daemon_alive`."""
 
@@ -80,6 +92,7 @@ class LinkOverview(msgspec.Struct, kw_only=True):
     open_incidents: int = 0
     last_verified: LastVerified
     last_backup: LastBackup
+    journal: JournalOverview | None = None
     state_as_of: datetime | None = None
 
     @property
@@ -114,6 +127,9 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
         rows=status.rows,
         last_verified=LastVerified(status.verified_at, status.verdict),
         last_backup=LastBackup(),
+        journal=_journal(
+            state, status.link_id if record is None else record.id, status.received_lsn if daemon else None
+        ),
         state_as_of=status.updated_at,
     )
     _measure_lag(found, status, record, daemon=daemon)
@@ -121,6 +137,26 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
     if daemon and silent > _SILENT_AFTER and found.state in (State.STREAMING, State.CATCHING_UP):
         found.reason = found.reason or f"its daemon has not reported for {silent:.0f} s"
         found.lag_seconds = round(max(found.lag_seconds or 0.0, silent), 3)
+    return found
+
+
+def _journal(state: StateDirectory, link_id: str, received: str | None) -> JournalOverview | None:
+    """What the files say, and whoever writes them, who has `received` as much; None if there are none."""
+    folder = state.journal(link_id)
+    if not link_id or not folder.is_dir():
+        return None
+    found = JournalOverview()
+    try:
+        with usable(folder):
+            found.bytes = inspection.bytes_of(folder)
+            if (
+                extent := reader.extent(folder, None if received is None else Lsn.parse(received))
+            ) is not None:
+                found.first_lsn, found.last_lsn = map(str, extent)
+    except LockstepError as error:
+        found.error = error.message
+    if (disk := room(folder)) is not None:
+        found.disk_used_percent = disk.used_percent
     return found
 
 

@@ -48,6 +48,11 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def path(self) -> Path:
+        """The directory itself."""
+        return self._path
+
     def create(self) -> None:
         """Make the directory if need be; raises `ConfigError` where that, or writing, is not allowed."""
         try:
