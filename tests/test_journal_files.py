@@ -86,7 +86,9 @@ def test_blocks_that_a_disk_got_out_of_order(tmp_path: Path) -> None:
         places = []
         for number in (1, 2, 3):
             messages = transaction(number)
-            places.append(writer.append(blocks.whole(messages, blocks.kinds_of(messages), sum(map(len, messages)))))
+            places.append(
+                writer.append(blocks.whole(messages, blocks.kinds_of(messages), sum(map(len, messages))))
+            )
             if flushed:
                 writer.sync()
         (segment,) = segments_of(folder)
