@@ -338,7 +338,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for report in terminalreporter.stats.get(outcome, []):
             if outcome != "passed" and "test_faults" in report.nodeid:
                 lost[report.nodeid.partition("::")[2]] = outcome
-            told = [value for name, value in getattr(report, "user_properties", []) if name in ("fault", "times")]
+            told = [
+                value for name, value in getattr(report, "user_properties", []) if name in ("fault", "times")
+            ]
             if report.when == "call":
                 for fault, count in zip(told[::2], told[1::2], strict=True):
                     times[str(fault)] += int(count)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import signal
+import shutil
 import time
 
 import pytest
 
-from fix_faults import Link, Survived, large_transaction, writing
+from fix_faults import Link, Survived, large_transaction, under_way, writing
 from fix_servers import connect, wait_until
 from pglockstep.demo.servers import ThrowawayServer
+
+
+#: What `make test` does of the combinations; `make soak` does all.
+QUICK = [("source", "kill"), ("both", "immediate")]
 
 
 def elsewhere(server: ThrowawayServer, megabytes: int) -> None:
@@ -29,9 +33,9 @@ def behind(link: Link) -> int:
     return int(row[0])
 
 
-@pytest.mark.parametrize("away", ["start", "later"])
+@pytest.mark.parametrize("away", ["start", pytest.param("later", marks=pytest.mark.soak)])
 def test_a_quiet_source_while_the_target_is_away(link: Link, survived: Survived, away: str) -> None:
-    """The source works elsewhere and forgets what held nothing for us: no gap, though the daemon dies before the target is back."""
+    """The source works elsewhere and forgets what held nothing for us: no gap, though the daemon dies meanwhile."""
     link.start()
     link.level()
     link.pair.target_server.stop()
@@ -51,10 +55,9 @@ def test_a_quiet_source_while_the_target_is_away(link: Link, survived: Survived,
     survived("target away, source quiet, daemon killed")
 
 
+@pytest.mark.soak
 def test_a_busy_neighbour_and_a_lost_state_directory(link: Link, survived: Survived) -> None:
-    """With the target level the source is told no more than the target has too, however much goes on: the journal may be lost."""
-    import shutil
-
+    """With the target level the source is told no more than the target has too: the journal may be lost at any time."""
     link.start()
     deadline = time.monotonic() + 12
     with writing(link.pair.source), connect(link.pair.source_server.conninfo()) as other:
@@ -66,3 +69,94 @@ def test_a_busy_neighbour_and_a_lost_state_directory(link: Link, survived: Survi
     link.start()
     link.proven()
     survived("state directory lost under load")
+
+
+# --- stopped and started ---------------------------------------------------------------------------
+
+
+def end(server: ThrowawayServer, how: str) -> None:
+    """Stop a server in one of PostgreSQL's ways, or kill it."""
+    if how == "kill":
+        server.kill()
+    else:
+        server.stop("fast" if how == "fast" else "immediate")
+
+
+@pytest.mark.parametrize(
+    ("which", "how"),
+    [
+        (which, pytest.param(how, marks=[] if (which, how) in QUICK else pytest.mark.soak))
+        for which in ("source", "target", "both")
+        for how in ("fast", "immediate", "kill")
+    ],
+)
+def test_servers_stopped_and_started(link: Link, survived: Survived, which: str, how: str) -> None:
+    """Stopped in order, at once, or killed, in the middle of a load: the daemon waits, says for whom, and goes on by itself."""
+    chosen = {"source": link.pair.source_server, "target": link.pair.target_server}
+    servers = [server for name, server in chosen.items() if which in (name, "both")]
+    link.start()
+    with writing(link.pair.source):
+        link.level()
+        large_transaction(link.pair.source, 3)
+        for server in servers:
+            end(server, how)
+        try:
+            status = link.becomes("waiting")
+            assert status["code"] == 1
+            for name in ("source", "target"):
+                assert (name in status["reason"]) == (which in (name, "both")), status["reason"]
+                assert status[name]["reachable"] != (which in (name, "both"))
+        finally:
+            for server in servers:
+                server.start()
+        link.becomes("streaming")
+    link.level()
+    link.proven()
+    survived(f"{which} stopped: {how}")
+
+
+def test_the_target_away_while_the_source_writes(link: Link, survived: Survived) -> None:
+    """Receiving goes on, the source is told to forget and keeps little; with the target back all of it is applied."""
+    link.start()
+    link.level()
+    link.pair.target_server.stop()
+    try:
+        before = link.becomes("waiting")
+        with writing(link.pair.source):
+            for number in range(4):
+                large_transaction(link.pair.source, 8, first=1 + number * 100_000)
+        wait_until(lambda: behind(link) < 1_000_000, 30, "the source to be told")
+        status = link.status()
+        assert status["received_lsn"] > before["received_lsn"]
+        assert status["applied_lsn"] == before["applied_lsn"]
+        assert status["lag_bytes"] > 32_000_000
+        assert status["lag_seconds"] > before["lag_seconds"]
+        # it keeps whole files of 16 MB, from its last restart point of the slot's on
+        with connect(link.pair.source) as source:
+            source.execute("CHECKPOINT")
+        wait_until(lambda: link.status()["source"]["slot_retained_wal_bytes"] < 32_000_000, 30, "WAL to go")
+    finally:
+        link.pair.target_server.start()
+    link.becomes("streaming")
+    link.level()
+    link.proven()
+    survived("target away while the source writes")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.parametrize("how", ["immediate", "kill"])
+def test_crashed_in_the_middle_of_a_large_transaction(
+    link: Link, survived: Survived, which: str, how: str
+) -> None:
+    """An end crashes while a large transaction is being applied: it arrives once, whole."""
+    server = link.pair.source_server if which == "source" else link.pair.target_server
+    link.start()
+    with under_way(link, 50):
+        end(server, how)
+    link.becomes("waiting", "catching_up")
+    server.start()
+    link.becomes("streaming", within=90)
+    link.level()
+    link.proven()
+    survived(f"{which} stopped: {how}, in a large transaction")

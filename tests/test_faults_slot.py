@@ -138,5 +138,3 @@ def test_a_second_daemon_while_the_target_is_away(link: Link, survived: Survived
     link.level()
     link.proven()
     survived("two daemons on one link, target away")
-
-

@@ -233,11 +233,23 @@ class Journal:
         async with self.at_files() as writer:
             with usable(self.folder):
                 await self.do(self._prune)
-                if self._needed is not None and writer.end <= self._needed and not self._is_read:
-                    # what is being written cannot be pruned, but the target has all of it
-                    await self.do(writer.drop_all)
+                if self._needed is not None and writer.end <= self._needed:
+                    await self._start_over(writer, self._needed)
         await asyncio.sleep(_TRY_AGAIN)
         self._work.set()
+
+    async def _start_over(self, writer: Writer, needed: Lsn) -> None:
+        """The segment that is being written cannot be pruned; but nobody needs what is in it, and has to read it."""
+        passed = self.tail.passed(needed)
+        if any(each.in_files or (passed and each.wants(passed[-1].number)) for each in self._readers):
+            return
+        if await self.do(lambda: writer.start_over([entry.chunk for entry in passed])):
+            for entry in passed:
+                entry.place = writer.place
+            self.tail.written(passed)
+            self.tail.evict(tuple(self._readers), _TAIL)
+            self._unflushed = 0
+            self._room.set()
 
     async def _wait_for_work(self) -> None:
         patience = _PRUNE_EVERY
@@ -300,11 +312,6 @@ class Journal:
                 file.path.unlink()
         if gone:
             segments.sync_folder(self.folder)
-
-    @property
-    def _is_read(self) -> bool:
-        """Whether anybody still reads from the files."""
-        return any(each.in_files for each in self._readers)
 
     def _wake_readers(self) -> None:
         for each in self._readers:

@@ -10,6 +10,7 @@ import msgspec
 
 from pglockstep.journal.blocks import CONTINUES, OPEN, Chunk
 from pglockstep.journal.writer import Place
+from pglockstep.units import Lsn
 
 
 class Entry(msgspec.Struct):
@@ -53,6 +54,12 @@ class Tail:
     def waiting(self) -> list[Entry]:
         """The entries that are not written."""
         return [entry for entry in self._entries if entry.place is None]
+
+    def passed(self, lsn: Lsn) -> list[Entry]:
+        """The entries that are not written and belong to transactions that ended at `lsn` at the latest."""
+        waiting = self.waiting()
+        ended = [at for at, entry in enumerate(waiting, start=1) if 0 < entry.chunk.end <= lsn]
+        return waiting[: max(ended, default=0)]
 
     def written(self, entries: Sequence[Entry]) -> int:
         """Take note of those of `entries` that have been given a place; returns their bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -148,16 +149,24 @@ class Writer:
         self._offset, self._open_at, self._unsynced = offset, None, 0
         self._descriptions = _descriptions(self._segment)
 
-    def drop_all(self) -> None:
-        """Remove everything that was written, to have room: nobody needs it. The next block begins a segment."""
-        if self._segment is None or self._open_at is not None:
-            return
-        failpoints.reach("journal.drop")
+    def start_over(self, passed: Sequence[Chunk]) -> bool:
+        """Remove all that was written, to have room, and begin behind `passed`; false if a transaction is open there.
+
+        Nobody needs any of it any more, nor `passed`, which would have been written next.
+        """
+        if self._segment is None or (self._open_at is not None and not passed):
+            return False
+        for chunk in passed:
+            self._descriptions |= blocks.described(chunk.messages)
+            self.end = blocks.position(chunk, self.end)
         self._segment.close()
-        self._segment, self._unsynced = None, 0
+        self._segment, self._open_at = None, None
         for file in segments.listed(self._folder):
+            failpoints.reach("journal.drop")
             file.path.unlink()
         segments.sync_folder(self._folder)
+        self._next_segment(continues=False)
+        return True
 
     def close(self) -> None:
         """Sync and close. A last mark proves that all before it was on the disk."""

@@ -59,10 +59,13 @@ class StateDirectory:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._connect().close()
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(
-                f"the state directory {self._path} cannot be written: {error}",
-                hint="create it for this user, or name another one with --state-dir or state_dir",
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"the state directory {self._path} cannot be written: {error}",
+            hint="see to its disk and its permissions, or name another one with --state-dir or state_dir",
+        )
 
     def _connect(self) -> sqlite3.Connection:
         conn = sqlite3.connect(self._path / "state.sqlite", timeout=5, isolation_level=None)
@@ -115,7 +118,13 @@ class StateDirectory:
         shutil.rmtree(self.journal(link_id), ignore_errors=True)
 
     def claim(self, key: str) -> Claim | None:
-        """Claim a link's daemon on this machine; None if another living process has it."""
+        """Claim a link's daemon on this machine; None if another living process has it. Raises `ConfigError`."""
+        try:
+            return self._claimed(key)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _claimed(self, key: str) -> Claim | None:
         descriptor = os.open(self._path / f"{key}.daemon", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         for attempt in range(5):
             try:

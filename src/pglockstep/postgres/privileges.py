@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from pglockstep.errors import ConfigError
+from pglockstep.errors import ConfigError, TargetBusy
 from pglockstep.findings import Finding, listed
 from pglockstep.postgres.catalog import Table, statement
 from pglockstep.postgres.names import quote_if_needed
@@ -196,6 +196,7 @@ def target_findings(found: Facts, *, needs_copy: bool) -> Iterator[Finding]:
             code="standby",
             message="the target is a standby, or still recovering; it takes no writes",
             fix="point `target` at a primary",
+            raises=TargetBusy,
         )
         return
     if needs_copy and not found.can_create:
