@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
-from psycopg import sql
 
 from fix_faults import Link, Survived, writing
 from fix_servers import INSTALLED, Cli, Pair, connect, majors, wait_until

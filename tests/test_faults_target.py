@@ -120,13 +120,14 @@ def test_a_target_in_recovery(cli: Cli, pair: Pair, survived: Survived) -> None:
         server.start()
         with writing(changing.source):
             status = link.becomes("waiting")
-            wait_until(lambda: "read-only" in link.status()["reason"], 20, "status to say why")
+            wait_until(lambda: "takes no writes" in link.status()["reason"], 20, "status to say why")
             assert status["code"] == 1
             with connect(changing.target) as target:
                 target.execute("SELECT pg_promote()")
             link.becomes("streaming")
         link.level()
         link.proven()
+        changing.close()
     survived("target read-only")
 
 

@@ -20,7 +20,7 @@ from pglockstep.postgres import privileges, slots
 from pglockstep.postgres.connect import End, connect, describe, ends, fingerprint, translate
 from pglockstep.progress import target as progress
 from pglockstep.progress.slots import near_limit, slot_lost
-from pglockstep.progress.target import Holder, LinkRecord
+from pglockstep.progress.target import Holder, LinkRecord, slot_name
 from pglockstep.units import Lsn
 
 #: A daemon reports every second; one that has not for so long may be stuck, in seconds.
@@ -108,8 +108,9 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
     source, (target, record, holder) = await asyncio.gather(_source(source_end), _target(target_end))
     key = fingerprint(link.source, link.target)
     status = state.load(key) or LinkStatus()
-    if record is not None and source.reachable:
-        await _slot(source_end, source, record)
+    link_id = record.id if record else "" if target.reachable else status.link_id
+    if link_id and source.reachable:
+        await _slot(source_end, source, slot_name(link_id))
     daemon = state.daemon_pid(key) is not None or (holder is not None and holder.is_daemon)
     applied = status.applied_lsn if record is None or record.progress is None else str(record.progress)
     found = LinkOverview(
@@ -222,19 +223,19 @@ async def _introduce(found: EndOverview, end: End, conn: AsyncConnection[TupleRo
     found.system_identifier = facts.system_identifier
 
 
-async def _slot(end: End, found: EndOverview, record: LinkRecord) -> None:
+async def _slot(end: End, found: EndOverview, name: str) -> None:
     try:
         conn = await connect(end, "status")
         try:
             with translate(end):
-                slot = await slots.read(conn, record.slot)
+                slot = await slots.read(conn, name)
         finally:
             await conn.close()
     except EndError as error:
         found.error = error.message
         return
     if slot is None:
-        found.error = f"replication slot {record.slot} is gone"
+        found.error = f"replication slot {name} is gone"
         return
     found.slot, found.slot_active, found.slot_retained_wal_bytes = slot.name, slot.active, slot.retained
     found.slot_wal_limit_bytes, found.slot_wal_status = slot.limit, slot.wal_status

@@ -214,19 +214,20 @@ def answered(end: End, *sessions: AsyncConnection[Any]) -> Iterator[None]:
     silent = False
     began = time.monotonic()
     loop = asyncio.get_running_loop()
-    timer = loop.call_later(end.silence_timeout, lambda: look())
+    timers: list[asyncio.TimerHandle] = []
 
     def look() -> None:
-        nonlocal silent, timer
+        nonlocal silent
         heard = [each.answered_at for each in sessions if isinstance(each, _Listener)]
         left = max(began, *heard) + end.silence_timeout - time.monotonic()
-        if left > 0:
-            timer = loop.call_later(left, look)
+        silent = left <= 0
+        if not silent:
+            timers[:] = [loop.call_later(left, look)]
             return
-        silent = True
         for each in sessions:
             hang_up(each)
 
+    look()
     try:
         yield
     except EndError as error:
@@ -234,7 +235,8 @@ def answered(end: End, *sessions: AsyncConnection[Any]) -> Iterator[None]:
             raise
         raise fell_silent(end) from error
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def fell_silent(end: End) -> EndError:
