@@ -16,7 +16,8 @@ def test_never_more_than_is_durable() -> None:
     assert confirmable(Lsn(100), Lsn(200), 0.0) == 100
     assert confirmable(Lsn(5 * MB), Lsn(100), 1.0) == 100
     assert confirmable(Lsn(20 * MB), Lsn(100), 1.0) == 20 * MB
-    assert confirmable(Lsn(5 * MB), Lsn(100), 6.0) == 5 * MB
+    assert confirmable(Lsn(5 * MB), Lsn(100), 9.0) == 5 * MB
+    assert confirmable(Lsn(20 * MB), Lsn(0), 60.0) == 0
 
 
 @given(st.integers(1, 4), st.integers(20, 60))

@@ -23,11 +23,16 @@ from pglockstep.wal.frames import Keepalive, WalData, parse, payloads, status_up
 _CONFIRM_EVERY = 0.5
 #: How much WAL the source keeps for what is durable here but not on the target yet, in bytes, and how long, in seconds.
 _SPARE_BYTES = 8 << 20
-_SPARE_SECONDS = 5.0
+_SPARE_SECONDS = 8.0
 
 
 def confirmable(durable: Lsn, flushed: Lsn, waiting: float) -> Lsn:
-    """Up to where the source may forget: `durable` here, `flushed` by the target, which stands still for `waiting` seconds."""
+    """Up to where the source may forget: `durable` here, `flushed` by the target, which stands still for `waiting` seconds.
+
+    Nothing, as long as it is not known (0) what the target has flushed: an answer is on its way.
+    """
+    if not flushed:
+        return Lsn(0)
     if durable - flushed > _SPARE_BYTES or waiting > _SPARE_SECONDS:
         return durable
     return min(durable, flushed)
