@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
+import pytest
 
 import pglockstep
 from fix_faults import Link, Survived, writing
@@ -48,6 +49,7 @@ def test_only_who_shows_the_time_looks_at_the_clock() -> None:
     assert found == set(LOOKS_AT_THE_CLOCK)
 
 
+@pytest.mark.soak
 def test_a_state_from_the_future(link: Link, survived: Survived) -> None:
     """What was written down by a clock that has been set back since: lag is never negative, and the link goes on."""
     link.start()

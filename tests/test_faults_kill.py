@@ -63,6 +63,7 @@ def test_killed_at_every_failpoint(link: Link, survived: Survived) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_killed_again_and_again_at(link: Link, survived: Survived, name: str) -> None:
     """kill -9 at one failpoint, the first time it is reached and the n-th; each time both ends are identical afterwards."""
@@ -88,6 +89,7 @@ def test_killed_again_and_again_at(link: Link, survived: Survived, name: str) ->
         link.proven()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.soak)])
 def test_killed_at_random(pair: Pair, cli: Cli, survived: Survived, kills: int) -> None:
     """kill -9 at random moments, from the first copy on, with tables without a key: nothing lost, nothing twice."""
