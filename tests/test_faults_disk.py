@@ -45,7 +45,7 @@ def small_transactions(pair: Pair, megabytes: int) -> None:
 
 
 @as_root
-@pytest.mark.parametrize("way_out", ["room", "target"])
+@pytest.mark.parametrize("way_out", [pytest.param("room", marks=pytest.mark.soak), "target"])
 def test_no_room_for_the_journal(cli: Cli, pair: Pair, survived: Survived, way_out: str) -> None:
     """Receiving waits, status says so, nothing is torn; with room, or once the target has taken it all, it goes on by itself."""
     link = Link(cli, pair, pair.source, pair.target, {})
@@ -77,6 +77,7 @@ def test_no_room_for_the_journal(cli: Cli, pair: Pair, survived: Survived, way_o
     survived(f"our disk full, then {way_out}")
 
 
+@pytest.mark.soak
 @as_root
 def test_started_on_a_full_disk(cli: Cli, pair: Pair, survived: Survived) -> None:
     """A daemon that finds no room at all says so in one line, not as a bug; with room it starts."""
@@ -98,6 +99,7 @@ def test_started_on_a_full_disk(cli: Cli, pair: Pair, survived: Survived) -> Non
     survived("started on a full disk")
 
 
+@pytest.mark.soak
 @as_root
 @pytest.mark.superusers
 def test_no_room_on_the_target(link: Link, survived: Survived) -> None:

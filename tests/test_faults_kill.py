@@ -63,6 +63,7 @@ def test_killed_at_every_failpoint(link: Link, survived: Survived) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_killed_again_and_again_at(link: Link, survived: Survived, name: str) -> None:
     """kill -9 at one failpoint, the first time it is reached and the n-th; each time both ends are identical afterwards."""
@@ -88,6 +89,7 @@ def test_killed_again_and_again_at(link: Link, survived: Survived, name: str) ->
         link.proven()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.soak)])
 def test_killed_at_random(pair: Pair, cli: Cli, survived: Survived, kills: int) -> None:
     """kill -9 at random moments, from the first copy on, with tables without a key: nothing lost, nothing twice."""
@@ -111,6 +113,7 @@ def test_killed_at_random(pair: Pair, cli: Cli, survived: Survived, kills: int) 
     assert slots.fetchone() == (1,)
 
 
+@pytest.mark.soak
 def test_stopped_for_longer_than_an_end_may_be_silent(wired: Wired, survived: Survived) -> None:
     """SIGSTOP, as by a debugger or a machine put to sleep, for longer than silence_timeout: it goes on by itself."""
     link = wired.link
@@ -126,10 +129,12 @@ def test_stopped_for_longer_than_an_end_may_be_silent(wired: Wired, survived: Su
     survived("SIGSTOP for longer than silence_timeout")
 
 
-@pytest.mark.parametrize("megabytes", [10, pytest.param(50, marks=pytest.mark.soak)])
-def test_killed_in_the_middle_of_a_large_transaction(link: Link, survived: Survived, megabytes: int) -> None:
+@pytest.mark.parametrize(("megabytes", "kills"), [(10, 1), pytest.param(50, 5, marks=pytest.mark.soak)])
+def test_killed_in_the_middle_of_a_large_transaction(
+    link: Link, survived: Survived, megabytes: int, kills: int
+) -> None:
     """kill -9 while a large transaction is being applied: it arrives once, whole."""
-    for number in range(2):
+    for number in range(kills):
         link.start()
         with writing(link.pair.source), under_way(link, megabytes, first=1 + number * 100_000):
             link.kill()

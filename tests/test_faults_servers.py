@@ -13,7 +13,7 @@ from fix_servers import connect, wait_until
 from pglockstep.demo.servers import ThrowawayServer
 
 #: What `make test` does of the combinations; `make soak` does all.
-QUICK = [("source", "kill"), ("both", "immediate")]
+QUICK = [("both", "immediate")]
 
 
 def elsewhere(server: ThrowawayServer, megabytes: int) -> None:

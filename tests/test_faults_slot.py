@@ -56,6 +56,7 @@ def test_the_slot_is_dropped_in_mid_stream(link: Link, survived: Survived) -> No
     survived("slot dropped in mid-stream")
 
 
+@pytest.mark.soak
 def test_the_slot_is_invalidated(cli: Cli, pair: Pair, survived: Survived) -> None:
     """A daemon that was held up for too long finds its slot invalidated: it says so, and applies nothing that has a gap."""
     settings = {"max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "48MB"}
@@ -84,7 +85,11 @@ def test_the_slot_is_invalidated(cli: Cli, pair: Pair, survived: Survived) -> No
     survived("slot invalidated")
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["same-state", "other-state"])
+@pytest.mark.parametrize(
+    "elsewhere",
+    [pytest.param(False, marks=pytest.mark.soak), True],
+    ids=["same-state", "other-state"],
+)
 def test_a_second_daemon_does_not_disturb_the_first(link: Link, survived: Survived, elsewhere: bool) -> None:
     """A second daemon of the same link ends with 8; the first one's sessions on both ends are the same as before."""
     link.start()

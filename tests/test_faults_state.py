@@ -70,7 +70,7 @@ def test_lost_while_only_the_journal_had_it(link: Link, survived: Survived) -> N
     survived("state directory lost, journal needed")
 
 
-@pytest.mark.parametrize("how", ["removed", "moved"])
+@pytest.mark.parametrize("how", ["removed", pytest.param("moved", marks=pytest.mark.soak)])
 def test_taken_away_under_a_daemon(link: Link, survived: Survived, how: str) -> None:
     """Files that no name leads to are no journal: the daemon confirms nothing more, ends and says so; the next one goes on."""
     link.start()
@@ -116,6 +116,7 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
+@pytest.mark.soak
 def test_garbage_behind_what_was_flushed(link: Link, survived: Survived) -> None:
     """What a crash left half written at the end is cut off; the source sends it again."""
     link.start()
@@ -132,6 +133,7 @@ def test_garbage_behind_what_was_flushed(link: Link, survived: Survived) -> None
     survived("journal torn behind what was flushed")
 
 
+@pytest.mark.soak
 def test_torn_within_what_was_confirmed(link: Link, survived: Survived) -> None:
     """An end is missing that the source was told to forget: that is a gap, never passed over."""
     received_alone(link)

@@ -82,6 +82,7 @@ def test_a_deadlock_with_somebody_else(link: Link, survived: Survived) -> None:
     survived("deadlock on the target")
 
 
+@pytest.mark.soak
 def test_time_outs_of_the_targets_own(link: Link, survived: Survived) -> None:
     """What the target's administrators set for everybody's statements does not end ours."""
     settings = {
@@ -131,6 +132,7 @@ def test_a_target_in_recovery(cli: Cli, pair: Pair, survived: Survived) -> None:
     survived("target read-only")
 
 
+@pytest.mark.soak
 def test_sessions_ended_by_an_administrator(link: Link, survived: Survived) -> None:
     """Sessions of ours that are ended on either end, again and again: they are made anew."""
     link.start()

@@ -174,7 +174,8 @@ def _measure_lag(found: LinkOverview, status: LinkStatus, record: LinkRecord | N
     if found.source.wal_lsn is None or found.applied_lsn is None:
         # nobody knows how far the source is: only how long we have not heard
         if status.updated_at is not None and not daemon:
-            found.lag_seconds = round((datetime.now(UTC) - status.updated_at).total_seconds(), 3)
+            age = (datetime.now(UTC) - status.updated_at).total_seconds()
+            found.lag_seconds = round(max(0.0, age), 3)
         return
     found.lag_bytes = max(0, Lsn.parse(found.source.wal_lsn) - Lsn.parse(found.applied_lsn))
     if daemon and (found.state == State.STREAMING or record is None):

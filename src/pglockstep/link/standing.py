@@ -65,7 +65,8 @@ class Standing:
         status.received_lsn = str(journal.position)
         if outlet is None:
             if status.level_at is not None:
-                status.lag_seconds = round((datetime.now(UTC) - status.level_at).total_seconds(), 3)
+                age = (datetime.now(UTC) - status.level_at).total_seconds()
+                status.lag_seconds = round(max(0.0, age), 3)
             status.rows_per_second = 0.0
             self._save()
             return
