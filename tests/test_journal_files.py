@@ -36,6 +36,44 @@ def test_what_was_written_is_read_from_any_transaction_on(tmp_path: Path) -> Non
     assert read_back(tmp_path, 301 * 100)[0] in ([], list(range(295, 301)), [300])
 
 
+def test_a_start_behind_a_transaction_that_goes_over_segments(tmp_path: Path) -> None:
+    """From each transaction on: a large one is read from its beginning or not at all, wherever its pieces stand."""
+
+    async def write() -> None:
+        async with running(tmp_path, Limits(segment_size=300_000)) as journal:
+            for number in range(1, 30):
+                rows = 1500 if number in (10, 11, 20) else 1
+                messages = spread(number, rows)
+                if number == 20:
+                    # given up once, over several segments, and sent again
+                    await journal.append(messages[:1200])
+                    async with asyncio.timeout(10):
+                        while journal.tail.unwritten:
+                            await asyncio.sleep(0.01)
+                    await journal.abandon()
+                for at in range(0, len(messages), 100):
+                    await journal.append(messages[at : at + 100])
+                    await asyncio.sleep(0.001)
+
+    asyncio.run(write())
+    assert len(list(segments_of(tmp_path))) > 5
+    for start in range(1, 31):
+        found, end = read_back(tmp_path, start * 100)
+        assert found == list(range(found[0], 30)) if found else start == 30
+        assert start in found or start == 30
+        assert end == 3000
+
+
+def spread(number: int, rows: int) -> list[bytes]:
+    """The messages of a transaction that does not compress."""
+    begin, row, commit = transaction(number, size=0)
+    filled = []
+    for _ in range(rows):
+        value = b"%d-0" % number + os.urandom(1000)
+        filled.append(row[:9] + len(value).to_bytes(4, "big") + value)
+    return [begin, *filled, commit]
+
+
 def test_a_torn_end_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
     """The last segment cut off at each of its bytes: a beginning of what was written is left, in whole transactions."""
     written(tmp_path, 40, limits=Limits())

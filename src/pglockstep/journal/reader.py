@@ -26,11 +26,16 @@ def find(folder: Path, lsn: Lsn) -> Start | None:
 
     None if the journal begins later than that, or holds nothing.
     """
-    reached = [file for file, head in segments.last_run(folder) if file.start <= lsn and not head.continues]
-    if not reached:
-        return None
-    with Segment.open(reached[-1]) as segment:
-        return _find_in(segment, lsn)
+    reached = [(file, head) for file, head in segments.last_run(folder) if file.start <= lsn]
+    whole = [at for at, (_, head) in enumerate(reached) if not head.continues]
+    found = None
+    # a transaction that is over may go on in the next segment: then what follows it is found there
+    for file, _ in reached[whole[-1] :] if whole else ():
+        with Segment.open(file) as segment:
+            found, ended = _find_in(segment, lsn)
+        if not ended:
+            break
+    return found
 
 
 def extent(folder: Path, end: Lsn | None = None) -> tuple[Lsn, Lsn] | None:
@@ -51,20 +56,22 @@ def extent(folder: Path, end: Lsn | None = None) -> tuple[Lsn, Lsn] | None:
     return None
 
 
-def _find_in(segment: Segment, lsn: Lsn) -> Start:
+def _find_in(segment: Segment, lsn: Lsn) -> tuple[Start, bool]:
+    """As `find`, in one segment; and whether all of it is before."""
     descriptions: dict[bytes, bytes] = {}
-    at = segment.blocks_at
+    at, ended = segment.blocks_at, True
     try:
         for offset, header in segment.headers(at):
             at = offset
             if not header.flags & CATALOG and not _is_before(header, lsn):
+                ended = False
                 break
             if header.flags & DESCRIBES:
                 descriptions |= blocks.described(segment.messages(offset, header))
             at = offset + header.size
     except Damaged as error:
         raise segments.damaged(segment.file, at, str(error)) from error
-    return Start(Place(segment.file.number, at), list(descriptions.values()))
+    return Start(Place(segment.file.number, at), list(descriptions.values())), ended
 
 
 def _is_before(header: Header, lsn: Lsn) -> bool:

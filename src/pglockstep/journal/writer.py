@@ -185,8 +185,8 @@ class Writer:
 
     def _next_segment(self, *, continues: bool, follows: bool = True) -> None:
         files = segments.listed(self._folder)
-        # a number is never used again: places are compared by it
-        number = max(self._last_number, files[-1].number if files else 0) + 1
+        # places are compared by it: where everything was removed, numbers go on all the same
+        number = (files[-1].number if files else self._last_number) + 1
         file = SegmentFile.named(self._folder, number, self.end)
         if self._segment is not None:
             self.sync()
