@@ -140,9 +140,10 @@ def test_status_tells_of_the_journal(pair: Pair, cli: Cli) -> None:
     with daemon(cli, pair) as running:
         source.execute("INSERT INTO t SELECT generate_series(1, 1000)")
         wait_until(lambda: running.status()["lag_bytes"] == 0, 20, "the target to be level")
-        journal = running.status()["journal"]
+        found = running.status()
+        journal = found["journal"]
         assert Lsn.parse(journal["first_lsn"]) < Lsn.parse(journal["last_lsn"])
-        assert journal["last_lsn"] == running.status()["received_lsn"]
+        assert journal["last_lsn"] == found["received_lsn"]
         assert 0 < journal["bytes"] < 100_000
         assert 0 < journal["disk_used_percent"] <= 100
         assert "  journal  " in cli("status", *ends).stdout
