@@ -130,11 +130,6 @@ class Journal:
         """Whether a transaction has arrived in part."""
         return not self._assembly.empty
 
-    @property
-    def exposed(self) -> int:
-        """The bytes of messages that have arrived and are not on the disk."""
-        return self.tail.unwritten + self._unflushed
-
     async def begin_at(self, lsn: Lsn) -> None:
         """Begin with what follows `lsn`: an empty journal, or one that has a gap there."""
         async with self.at_files() as writer:
