@@ -22,8 +22,7 @@ from bench.servers import Servers, connect
 from bench.stage import PUBLICATION, Stage, built
 from bench.work import Backlog
 from pglockstep import compiled
-from pglockstep.apply.batch import BatchBuilder, Run
-from pglockstep.apply.net import net
+from pglockstep.apply.batch import BatchBuilder
 from pglockstep.apply.sets import TableSets
 from pglockstep.postgres.catalog import Column, Table
 from pglockstep.postgres.names import QualifiedName
@@ -125,11 +124,7 @@ def _prepare(payloads: Sequence[bytes]) -> None:
         for step in builder.seal().steps:
             assert isinstance(step, dict)
             for oid, run in step.items():
-                _steps(sets.setdefault(oid, TableSets(run.writer, oid)), run)
-
-
-def _steps(sets: TableSets, run: Run) -> None:
-    sets.steps(net(run.changes, run.writer.key))
+                sets.setdefault(oid, TableSets(run.writer, oid)).of(run)
 
 
 def _table(relation: Relation) -> Table:

@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "failpoints": 0,
     "findings": 0,
+    "threads": 0,
     "units": 0,
     "compiled": 0,
     "config": 0,

@@ -13,6 +13,7 @@ from fix_journal import numbers, relation, transaction
 from pglockstep.journal import assembly, blocks
 from pglockstep.journal.assembly import Assembly
 from pglockstep.journal.blocks import CONTINUES, OPEN, Chunk, Damaged
+from pglockstep.journal.kinds import kinds_of
 from pglockstep.wal.messages import LogicalMessage
 
 #: The sizes of some transactions: how many rows, and how large each is.
@@ -100,7 +101,7 @@ def test_a_block_gives_back_what_it_was_made_of(messages: list[bytes], lsn: int)
 def test_a_flipped_bit_anywhere_in_a_block_is_found() -> None:
     """Header or content, any bit of it: refused, never another message."""
     messages = transaction(1, rows=3)
-    made = b"".join(blocks.encode(blocks.whole(messages, blocks.kinds_of(messages), sum(map(len, messages)))))
+    made = b"".join(blocks.encode(blocks.whole(messages, kinds_of(messages), sum(map(len, messages)))))
     for bit in range(len(made) * 8):
         flipped = bytearray(made)
         flipped[bit // 8] ^= 1 << bit % 8

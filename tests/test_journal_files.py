@@ -17,6 +17,7 @@ from fix_journal import SMALL, numbers, read_back, running, segments_of, transac
 from pglockstep.errors import JournalDamaged, JournalUnusable, LinkHeld
 from pglockstep.journal import blocks
 from pglockstep.journal.journal import Journal, Limits
+from pglockstep.journal.kinds import kinds_of
 from pglockstep.journal.retention import Kept, droppable
 from pglockstep.journal.segments import Segment
 from pglockstep.journal.writer import Writer
@@ -124,9 +125,7 @@ def test_blocks_that_a_disk_got_out_of_order(tmp_path: Path) -> None:
         places = []
         for number in (1, 2, 3):
             messages = transaction(number)
-            places.append(
-                writer.append(blocks.whole(messages, blocks.kinds_of(messages), sum(map(len, messages))))
-            )
+            places.append(writer.append(blocks.whole(messages, kinds_of(messages), sum(map(len, messages)))))
             if flushed:
                 writer.sync()
         (segment,) = segments_of(folder)

@@ -19,12 +19,13 @@ MODULES = (
     "pglockstep.apply.batch",
     "pglockstep.apply.encoding",
     "pglockstep.apply.net",
+    "pglockstep.journal.kinds",
     "pglockstep.wal.frames",
     "pglockstep.wal.pgoutput",
 )
 
 #: What there is in compiled form alone, for others to use where it is there.
-COMPILED_ONLY = ("pglockstep.postgres.libpq",)
+COMPILED_ONLY = ("pglockstep.apply.wire", "pglockstep.postgres.libpq")
 
 #: The environment variable that chooses the sources.
 INTERPRETED = "PGLOCKSTEP_INTERPRETED"

@@ -25,7 +25,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep import failpoints
 from pglockstep.apply.batch import Batch, BatchBuilder, Run
-from pglockstep.apply.net import Irregular, net
+from pglockstep.apply.net import Irregular
 from pglockstep.apply.session import Outcome, Query, Session
 from pglockstep.apply.sets import TableSets
 from pglockstep.apply.staging import Staging
@@ -37,7 +37,7 @@ from pglockstep.postgres.connect import End, is_gone, translate, translated
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
 from pglockstep.wal.frames import unix_time
-from pglockstep.wal.messages import Commit, Insert, Message, Relation
+from pglockstep.wal.messages import Commit, Message, Relation
 
 #: From how many changes on a table's run goes as sets: below, the statements of rows cost less than a set's.
 SETS_FROM = 40
@@ -219,12 +219,13 @@ class Applier:
             await self._commit(lsn, None)
 
     async def _run(self, run: Run) -> None:
-        kinds = Counter(map(type, run.changes))
-        for kind, count in kinds.items():
-            self._group[kind.__name__.lower()] += count
-        if kinds[Insert] and self._outran is not None and self._outran(run.writer.table.name, kinds[Insert]):
+        counts = {"insert": run.inserted, "update": run.updated, "delete": run.deleted}
+        for kind, count in counts.items():
+            if count:
+                self._group[kind] += count
+        if run.inserted and self._outran is not None and self._outran(run.writer.table.name, run.inserted):
             self._carry = True
-        if not self._careful and len(run.changes) >= self._sets_from and await self._as_sets(run):
+        if not self._careful and len(run) >= self._sets_from and await self._as_sets(run):
             return
         statement = run.writer.statement
         for change in run.changes:
@@ -239,7 +240,7 @@ class Applier:
         if not sets.fits:
             return False
         try:
-            steps = sets.steps(net(run.changes, run.writer.key))
+            steps = sets.of(run)
         except Irregular:
             return False
         await self._flush()

@@ -3,11 +3,21 @@ cimport cython
 
 cdef int _EACH
 cdef int _INSERT, _UPDATE, _DELETE, _RELATION
+cdef int _OID, _NEW
 
 
 cdef class Run:
     cdef readonly object writer
-    cdef public list changes
+    cdef readonly list rows
+    cdef list _changes
+    cdef readonly Py_ssize_t inserted
+    cdef readonly Py_ssize_t updated
+    cdef readonly Py_ssize_t deleted
+
+    @cython.locals(before=cython.Py_ssize_t, alike=cython.bint)
+    cpdef take(self, bytes data, int kind)
+    cpdef put(self, change)
+    cpdef add(self, Run later)
 
 
 cdef class Batch:
@@ -46,8 +56,14 @@ cdef class BatchBuilder:
 
     cpdef take(self, message, Py_ssize_t size)
 
-    @cython.locals(run=Run, current=Batch)
+    @cython.locals(run=Run, relation_id=cython.uint)
+    cdef _sent(self, bytes data, int kind, Py_ssize_t size)
+
+    @cython.locals(run=Run)
     cdef _change(self, change, Py_ssize_t size)
+
+    @cython.locals(current=Batch)
+    cdef _grew(self, Py_ssize_t size)
 
     cdef _begin(self, message)
     cdef _part(self)

@@ -39,16 +39,75 @@ FULL = 4 << 20
 _EACH = 64
 
 _INSERT, _UPDATE, _DELETE, _RELATION = b"IUDR"
+#: Where the OID of a change's table ends; behind it stands which of its rows comes first.
+_OID = 4
+_NEW = ord("N")
 
 
 class Run:
-    """The changes of one table, in order, and what writes them."""
+    """The changes of one table, in order, what writes them, and how many of them there are of each kind.
 
-    __slots__ = ("changes", "writer")
+    As long as all are of one kind they stay in `rows` as they were sent: Inserts, Deletes, or Updates that say nothing of
+    the old row.
+    """
+
+    __slots__ = ("_changes", "deleted", "inserted", "rows", "updated", "writer")
 
     def __init__(self, writer: TableWriter) -> None:
         self.writer = writer
-        self.changes: list[Change] = []
+        self.rows: list[bytes] = []
+        self._changes: list[Change] = []
+        self.inserted = 0
+        self.updated = 0
+        self.deleted = 0
+
+    def __len__(self) -> int:
+        return self.inserted + self.updated + self.deleted
+
+    @property
+    def changes(self) -> list[Change]:
+        """All of them, as messages. Raises what `decode` raises."""
+        if self.rows:
+            self._changes = [decode(row) for row in self.rows]  # type: ignore[misc]
+            self.rows = []
+        return self._changes
+
+    def take(self, data: bytes, kind: int) -> None:
+        """Put a change behind what is here, as it was sent. Raises what `decode` raises."""
+        before = self.inserted + self.updated + self.deleted
+        if kind == _INSERT:
+            alike = before == self.inserted
+            self.inserted += 1
+        elif kind == _DELETE:
+            alike = before == self.deleted
+            self.deleted += 1
+        else:
+            alike = before == self.updated and data[_OID + 1] == _NEW
+            self.updated += 1
+        if alike and before == len(self.rows):
+            self.rows.append(data)
+        else:
+            self.changes.append(decode(data))  # type: ignore[arg-type]
+
+    def put(self, change: Change) -> None:
+        """Put a change behind what is here."""
+        self.changes.append(change)
+        if isinstance(change, Insert):
+            self.inserted += 1
+        elif isinstance(change, Update):
+            self.updated += 1
+        else:
+            self.deleted += 1
+
+    def add(self, later: Run) -> None:
+        """Put a later run of the same table behind this one."""
+        if self.rows and later.rows and self.rows[0][0] == later.rows[0][0]:
+            self.rows.extend(later.rows)
+        else:
+            self.changes.extend(later.changes)
+        self.inserted += later.inserted
+        self.updated += later.updated
+        self.deleted += later.deleted
 
 
 #: Runs by the OID of the source's table.
@@ -94,7 +153,7 @@ def _joined(ours: Round | Statement, theirs: Round | Statement) -> bool:
         if before is None:
             ours[oid] = run
         else:
-            before.changes += run.changes
+            before.add(run)
     return True
 
 
@@ -171,12 +230,11 @@ class BatchBuilder:
             kind = data[0] if size else 0
             if kind == _RELATION or len(self._sealed) > 1:
                 return index
-            message = decode(data)
-            if kind in (_INSERT, _UPDATE, _DELETE):
-                # most messages by far: not asked again what they are
-                self._change(message, size)  # type: ignore[arg-type]
+            if kind in (_INSERT, _UPDATE, _DELETE) and size > _OID + 1:
+                # most messages by far; what is in them, nobody may ever ask
+                self._sent(data, kind, size)
             else:
-                self.take(message, size)
+                self.take(decode(data), size)
         return len(payloads)
 
     def take(self, message: Message, size: int) -> None:
@@ -194,13 +252,26 @@ class BatchBuilder:
             if message.prefix == BARRIER_PREFIX and content == self._link:
                 self._current.carry = True
 
+    def _sent(self, data: bytes, kind: int, size: int) -> None:
+        if self._leave_out:
+            return
+        relation_id = data[1] << 24 | data[2] << 16 | data[3] << 8 | data[4]
+        run = self._runs.get(relation_id)
+        if run is None and (run := self._start_run(relation_id)) is None:
+            return
+        run.take(data, kind)
+        self._grew(size)
+
     def _change(self, change: Change, size: int) -> None:
         if self._leave_out:
             return
         run = self._runs.get(change.relation_id)
         if run is None and (run := self._start_run(change.relation_id)) is None:
             return
-        run.changes.append(change)
+        run.put(change)
+        self._grew(size)
+
+    def _grew(self, size: int) -> None:
         current = self._current
         current.size += size + _EACH
         if current.size >= self._most:

@@ -7,7 +7,7 @@ Nothing here decides anything: what goes wrong is raised as psycopg's error, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 
@@ -16,6 +16,10 @@ import psycopg
 from psycopg import AsyncConnection, pq, waiting
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
+
+from pglockstep.postgres import copy_data
+from pglockstep.postgres.connect import hang_up
+from pglockstep.threads import in_thread
 
 Query = tuple[bytes, Sequence[bytes | None]]
 
@@ -91,11 +95,30 @@ class Session:
         Raises psycopg's error of the first that fails; the statements behind it were not run.
         """
         self._pgconn.send_query(script)
-        results = await self._conn.wait(_with_copies(self._pgconn, data))
+        results: list[pq.abc.PGresult] = []
+        supply = iter(data)
+        while (result := await self._conn.wait(_next_result(self._pgconn))) is not None:
+            if result.status == pq.ExecStatus.COPY_IN:
+                await self._copy_in(next(supply))
+            else:
+                results.append(result)
         failed = next((each for each in results if each.status == pq.ExecStatus.FATAL_ERROR), None)
         if failed is not None:
             raise psycopg.errors.error_from_result(failed)
         return [_outcome(each) for each in results]
+
+    async def _copy_in(self, data: bytes) -> None:
+        """Give a COPY its data; much of it in a thread, so that the target gets it whatever else there is to do here."""
+        if len(data) > _CHUNK and copy_data.beside():
+            done = await in_thread(
+                lambda: copy_data.put(self._pgconn, data, _CHUNK), hurry=lambda: hang_up(self._conn)
+            )
+            if not done:
+                # raises why
+                self._pgconn.consume_input()
+        else:
+            await self._conn.wait(_given(self._pgconn, memoryview(data)))
+        self._pgconn.put_copy_end()
 
     async def _forget_some(self) -> None:
         if len(self._prepared) < _KEPT:
@@ -127,31 +150,21 @@ def _until_synced(pgconn: pq.abc.PGconn) -> PQGen[list[pq.abc.PGresult]]:
             results.append(result)
 
 
-def _with_copies(pgconn: pq.abc.PGconn, data: Iterable[bytes]) -> PQGen[list[pq.abc.PGresult]]:
-    """Gather the results of a script, and give each COPY its data when the server asks for it."""
-    results: list[pq.abc.PGresult] = []
-    supply = iter(data)
-    while True:
-        while pgconn.flush():
-            if (yield waiting.Wait.RW) & waiting.Ready.R:
-                pgconn.consume_input()
-        while pgconn.is_busy():
-            yield waiting.Wait.R
+def _next_result(pgconn: pq.abc.PGconn) -> PQGen[pq.abc.PGresult | None]:
+    """Send what is to be sent; then the next result of a script, None behind the last."""
+    while pgconn.flush():
+        if (yield waiting.Wait.RW) & waiting.Ready.R:
             pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
-            return results
-        if result.status == pq.ExecStatus.COPY_IN:
-            yield from _copy_in(pgconn, memoryview(next(supply)))
-        else:
-            results.append(result)
+    while pgconn.is_busy():
+        yield waiting.Wait.R
+        pgconn.consume_input()
+    return pgconn.get_result()
 
 
-def _copy_in(pgconn: pq.abc.PGconn, data: memoryview) -> PQGen[None]:
+def _given(pgconn: pq.abc.PGconn, data: memoryview) -> PQGen[None]:
     for start in range(0, len(data), _CHUNK):
         pgconn.put_copy_data(data[start : start + _CHUNK])
         while pgconn.flush():
             # a server that refuses what it was sent so far says so while we write
             if (yield waiting.Wait.RW) & waiting.Ready.R:
                 pgconn.consume_input()
-    pgconn.put_copy_end()

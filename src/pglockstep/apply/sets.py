@@ -17,8 +17,9 @@ from typing import LiteralString, cast
 import msgspec
 from psycopg import sql
 
-from pglockstep.apply.encoding import copy_text
-from pglockstep.apply.net import Irregular, Net
+from pglockstep.apply.batch import Run
+from pglockstep.apply.encoding import copy_text, wire_last, wire_text
+from pglockstep.apply.net import Irregular, Net, net
 from pglockstep.apply.statements import TableWriter, equals, plain
 from pglockstep.wal.messages import UNCHANGED, PartialRow, Row
 
@@ -66,9 +67,42 @@ class TableSets:
         """Whether the table's rows fit into a staging table."""
         return len(self._columns) + len(self._key) <= _WIDEST
 
-    def steps(self, net: Net) -> list[Step]:
-        """The steps that carry out `net`, in order. Raises `Irregular` where no set can."""
-        deleted, updated, moved, inserted = net.deleted, net.updated, net.moved, net.inserted
+    def of(self, run: Run) -> list[Step]:
+        """The steps that a run comes to. Raises `Irregular` where no set stands for it, and what `decode` raises."""
+        step = self._as_sent(run)
+        return self.steps(net(run.changes, self._key)) if step is None else [step]
+
+    def _as_sent(self, run: Run) -> Step | None:
+        """The one step that changes all of one kind come to, without a look into them; None if they need one."""
+        width = len(self._columns)
+        if not run.rows:
+            return None
+        if run.inserted:
+            text = wire_text(run.rows, width, range(width))
+            return None if text is None else self.come(text, len(run.rows))
+        if not self._key or (run.updated and self._always):
+            return None
+        last = wire_last(run.rows, width, self._key)
+        if last is None:
+            return None
+        if run.updated:
+            text = wire_text(last, width, range(width))
+            return None if text is None else self._update(range(width), text, len(last))
+        # the same row twice is for the net to judge
+        key = sorted(self._key)
+        text = wire_text(last, width, key) if len(last) == len(run.rows) else None
+        return (
+            None if text is None else self._delete(text, len(last), [self._key.index(each) for each in key])
+        )
+
+    def steps(self, comes_to: Net) -> list[Step]:
+        """The steps that carry out what a run `comes_to`, in order. Raises `Irregular` where no set can."""
+        deleted, updated, moved, inserted = (
+            comes_to.deleted,
+            comes_to.updated,
+            comes_to.moved,
+            comes_to.inserted,
+        )
         if self._always:
             # GENERATED ALWAYS AS IDENTITY takes no SET: the row is taken out and put back
             again, moved = list(moved), ()
@@ -81,22 +115,26 @@ class TableSets:
             deleted = [*deleted, *(origin for origin, _ in again)]
             inserted = [*inserted, *(row for _, row in again)]
         steps = []
-        if net.removed:
-            steps.append(self._remove(net.removed))
+        if comes_to.removed:
+            steps.append(self._remove(comes_to.removed))
         if deleted:
-            steps.append(self._delete(deleted))
-        steps += [self._update(sent, rows) for sent, rows in _by_shape(updated)]
+            steps.append(self._delete(copy_text(deleted), len(deleted), range(len(self._key))))
+        steps += [self._update(sent, copy_text(rows), len(rows)) for sent, rows in _by_shape(updated)]
         by_shape: dict[Positions, list[Row]] = {}
         for origin, row in moved:
             sent = _sent(row)
             by_shape.setdefault(sent, []).append(origin + _row_getter(sent)(row))
-        steps += [self._move(sent, rows) for sent, rows in by_shape.items()]
+        steps += [self._move(sent, copy_text(rows), len(rows)) for sent, rows in by_shape.items()]
         if inserted:
-            copy = self._copy(self._name, [column.name for column in self._columns])
-            steps.append(Step("INSERT", copy, copy_text(inserted), len(inserted)))
+            steps.append(self.come(copy_text(inserted), len(inserted)))
         return steps
 
-    def _delete(self, keys: Sequence[Row]) -> Step:
+    def come(self, text: bytes, rows: int) -> Step:
+        """The step that brings so many new rows, which COPY's `text` holds."""
+        return Step("INSERT", self._copy(self._name, [column.name for column in self._columns]), text, rows)
+
+    def _delete(self, keys: bytes, rows: int, order: Sequence[int]) -> Step:
+        """`order`: which of the key's columns each of the text's is."""
         stage = self._stage("d", self._key, ())
         names = [f"k{position}" for position in range(len(self._key))]
         then = self._format(
@@ -105,22 +143,22 @@ class TableSets:
             _temporary(stage),
             self._matches(names),
         )
-        copy = self._copy(_temporary(stage), names)
-        return Step("DELETE", copy, copy_text(keys), len(keys), then=then, stage=stage)
+        copy = self._copy(_temporary(stage), [names[position] for position in order])
+        return Step("DELETE", copy, keys, rows, then=then, stage=stage)
 
-    def _update(self, sent: Positions, rows: Sequence[Row]) -> Step:
+    def _update(self, sent: Sequence[int], text: bytes, rows: int) -> Step:
         """Rows of the values at `sent`, of which the key's name the row and the others are set."""
         names = [f"v{index}" for index in sent]
         settable = [index for index in sent if index not in self._key]
-        return self._set(names, [f"v{index}" for index in self._key], settable, rows)
+        return self._set(names, [f"v{index}" for index in self._key], settable, text, rows)
 
-    def _move(self, sent: Positions, rows: Sequence[Row]) -> Step:
+    def _move(self, sent: Positions, text: bytes, rows: int) -> Step:
         """Rows of the key that names the row, and the values at `sent`, which are set."""
         key = [f"k{position}" for position in range(len(self._key))]
-        return self._set([*key, *(f"v{index}" for index in sent)], key, sent, rows)
+        return self._set([*key, *(f"v{index}" for index in sent)], key, sent, text, rows)
 
     def _set(
-        self, names: Sequence[str], key: Sequence[str], settable: Sequence[int], rows: Sequence[Row]
+        self, names: Sequence[str], key: Sequence[str], settable: Sequence[int], text: bytes, rows: int
     ) -> Step:
         stage = self._stage("u", self._key, range(len(self._columns)))
         matches = self._matches(key)
@@ -144,7 +182,7 @@ class TableSets:
                 "SELECT FROM ONLY {} AS t, {} AS s WHERE {}", self._name, _temporary(stage), matches
             )
         copy = self._copy(_temporary(stage), names)
-        return Step("UPDATE", copy, copy_text(rows), len(rows), then=then, stage=stage)
+        return Step("UPDATE", copy, text, rows, then=then, stage=stage)
 
     def _remove(self, rows: Sequence[tuple[Row, int]]) -> Step:
         """Take out as many of several equal rows as are wanted, and no more; rows are told apart by their text."""

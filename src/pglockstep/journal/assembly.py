@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pglockstep.journal.blocks import Chunk, kinds_of, piece, whole
+from pglockstep.journal.blocks import Chunk, piece, whole
+from pglockstep.journal.kinds import kinds_of, size_of
 
 #: From how many bytes on an unfinished transaction is handed out in pieces.
 PIECE = 256 << 10
@@ -80,7 +81,7 @@ class Assembly:
             return
         self._held += some
         self._kinds += kinds
-        self._size += sum(map(len, some))
+        self._size += size_of(some)
 
     def _let_go(self) -> None:
         self._held, self._kinds, self._size = [], b"", 0

@@ -78,11 +78,6 @@ class Header(msgspec.Struct, frozen=True):
         return HEADER_SIZE + self.stored
 
 
-def kinds_of(messages: Sequence[bytes]) -> bytes:
-    """The first byte of each message, which is its kind. An empty one has none and ends the session."""
-    return bytes([message[0] for message in messages])
-
-
 def begins(message: bytes) -> tuple[int, int, int]:
     """Of a ``Begin``: where its commit record starts, when it was committed, the xid."""
     _, lsn, time, xid = _begin.unpack(message)

@@ -34,6 +34,7 @@ from pglockstep.journal.reader import find
 from pglockstep.journal.retention import Kept, droppable
 from pglockstep.journal.tail import Entry, Tail
 from pglockstep.journal.writer import Place, Writer
+from pglockstep.threads import in_thread
 from pglockstep.units import Lsn
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Journal:
                 raise
 
         try:
-            lock, writer = await _in(thread, opened)
+            lock, writer = await in_thread(opened, executor=thread)
         except BaseException as error:
             thread.shutdown(wait=False)
             if isinstance(error, OSError):
@@ -320,7 +321,7 @@ class Journal:
 
     async def do(self, work: Callable[[], T]) -> T:
         """What `work` returns, done in the journal's thread."""
-        return await _in(self._thread, work)
+        return await in_thread(work, executor=self._thread)
 
     async def close(self) -> None:
         """Write and flush what is complete, and let go of the files."""
@@ -375,13 +376,3 @@ def _write(writer: Writer, waiting: Sequence[Entry], mark: Lsn | None, *, flush:
         writer.append(blocks.mark(mark))
     if flush:
         writer.sync()
-
-
-async def _in(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    """What `work` returns; a cancelled caller waits for its end as well: what was written must be known."""
-    future = asyncio.get_running_loop().run_in_executor(thread, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise

@@ -20,6 +20,7 @@ from pglockstep.apply.batch import Batch
 from pglockstep.errors import LockstepError, first_of
 from pglockstep.journal.follower import Abandoned, Follower
 from pglockstep.journal.journal import Journal
+from pglockstep.journal.kinds import size_of
 from pglockstep.postgres.connect import End, answered, hang_up, translate
 from pglockstep.units import Lsn
 from pglockstep.wal.messages import Relation
@@ -99,7 +100,7 @@ class Outlet:
         try:
             while True:
                 messages = await self._reader.read()
-                size = sum(map(len, messages))
+                size = size_of(messages)
                 await self._take(messages)
                 if size > _FEW:
                     # much is on its way: in larger portions it costs less

@@ -1,12 +1,15 @@
-"""Taking what has arrived out of libpq, message by message. Waits for nothing, and knows nothing of what it takes.
+"""Moving what COPY sends out of libpq and into it, message by message, knowing nothing of what it is.
 
-A stream, like a table, is millions of small messages: where there is a compiler, the loop over them is compiled.
+A stream, like a table, is millions of small messages: where there is a compiler, the loop over them is compiled. `Receiver`
+and `put` are there in that form alone (`beside`): they wait, in a
+thread of their own, while others run Python.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
@@ -34,6 +37,45 @@ def take(pgconn: pq.abc.PGconn, most: int, messages: list[bytes]) -> int:
         messages.append(bytes(data))
         size += length
     return size
+
+
+def beside() -> bool:
+    """Whether there are `Receiver` and `put`."""
+    return _fast is not None
+
+
+class Receiver:
+    """Takes messages in a thread, beside everything else, until little has come for a while or the connection is at its end.
+
+    Call `run` in the thread. `bell` is a pipe, not blocking, which is written to when there is something to `take`, and in
+    the end; about `most` bytes are kept. Whoever sends over the connection meanwhile does it between `hold` and `release`.
+    After the end the connection is the caller's again, and says itself why it ended.
+    """
+
+    def __init__(self, pgconn: pq.abc.PGconn, bell: tuple[int, int], most: int) -> None:
+        assert _fast is not None
+        self._fast = _fast.Receiver(_address(pgconn), bell, most)
+        self.run: Callable[[], None] = self._fast.run
+        self.take: Callable[[], list[bytes]] = self._fast.take
+        self.hold: Callable[[], None] = self._fast.hold
+        self.release: Callable[[], None] = self._fast.release
+        self.stop: Callable[[], None] = self._fast.stop
+
+    @property
+    def ended(self) -> bool:
+        """Whether `run` has ended; there may be something to take."""
+        ended: bool = self._fast.ended
+        return ended
+
+
+def put(pgconn: pq.abc.PGconn, data: memoryview | bytes, chunk: int) -> bool:
+    """Send all of it as COPY's data, in chunks, waiting until the socket has taken it; false if the connection is lost.
+
+    The connection is nobody else's meanwhile; only hanging up ends it early.
+    """
+    assert _fast is not None
+    done: bool = _fast.put(_address(pgconn), pgconn.socket, data, chunk)
+    return done
 
 
 def gather(pgconn: pq.abc.PGconn, most: int) -> tuple[bytes, bool]:
@@ -76,9 +118,14 @@ def _compiled() -> ModuleType | None:
         ours = import_module("pglockstep.postgres.libpq")
         theirs = import_module(f"psycopg_{pq.__impl__}.pq")
         library = ctypes.CDLL(theirs.__file__)
-        addresses = [
-            ctypes.cast(each, ctypes.c_void_p).value for each in (library.PQgetCopyData, library.PQfreemem)
-        ]
+        functions = (
+            library.PQgetCopyData,
+            library.PQputCopyData,
+            library.PQconsumeInput,
+            library.PQflush,
+            library.PQfreemem,
+        )
+        addresses = [ctypes.cast(each, ctypes.c_void_p).value for each in functions]
     except (ImportError, OSError, AttributeError):
         return None
     ours.use(*addresses)

@@ -7,6 +7,8 @@ It never decides what to confirm: it sends the status updates that it is given.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import msgspec
 import psycopg
@@ -15,6 +17,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.errors import SourceError, SourceUnreachable
 from pglockstep.postgres import copy_data
+from pglockstep.postgres.beside import Beside
 from pglockstep.postgres.connect import End, connect, fell_silent, translate
 from pglockstep.postgres.readable import Readable
 from pglockstep.units import Lsn
@@ -43,6 +46,9 @@ class ReplicationConnection:
         self._conn = conn
         self._pgconn = conn.pgconn
         self._readable = Readable(conn.pgconn.socket, end.silence_timeout)
+        # one of its own: it may be at work for long, and others must not wait for that
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
+        self._beside: Beside | None = None
 
     @classmethod
     async def open(cls, end: End) -> ReplicationConnection:
@@ -96,13 +102,18 @@ class ReplicationConnection:
 
         Raises `SourceUnreachable` when the source falls silent for `silence_timeout` or the stream ends.
         """
-        while not (frames := self._frames()):
+        while True:
             try:
+                if self._beside is not None:
+                    if frames := await self._beside.take():
+                        return frames
+                    await self._alone(self._beside)
+                if frames := self._frames():
+                    return frames
                 await self._readable.wait()
             except TimeoutError:
                 raise fell_silent(self._end) from None
             self._consume()
-        return frames
 
     def _frames(self) -> list[bytes]:
         """The frames that have arrived: in libpq's buffer, and in the socket behind it."""
@@ -111,6 +122,11 @@ class ReplicationConnection:
         with translate(self._end):
             while (size := copy_data.take(self._pgconn, left, frames)) > 0:
                 left -= size
+                if size >= _PILED_UP and copy_data.beside():
+                    # more is on its way
+                    self._readable.close()
+                    self._beside = Beside(self._pgconn, self._end.silence_timeout, self._thread)
+                    return frames
                 if size < _PILED_UP or left <= 0:
                     return frames
                 try:
@@ -121,6 +137,12 @@ class ReplicationConnection:
         if size < 0 and not frames:
             self._ended()
         return frames
+
+    async def _alone(self, beside: Beside) -> None:
+        """From here on we read ourselves again. Raises what ended the connection, if anything did."""
+        self._beside = None
+        await beside.close()
+        self._consume()
 
     def _consume(self) -> None:
         try:
@@ -143,10 +165,17 @@ class ReplicationConnection:
     async def send(self, frame: bytes) -> None:
         """Send one frame, such as a status update."""
         with translate(self._end):
-            while self._pgconn.put_copy_data(frame) == 0:
+            while not self._sent(frame):
                 await self._writable()
-            while self._pgconn.flush() == 1:
+            while not self._sent():
                 await self._writable()
+
+    def _sent(self, frame: bytes | None = None) -> bool:
+        """Hand a frame to libpq, or what that has to the socket; false if there is no room yet."""
+        with nullcontext() if self._beside is None else self._beside.sending():
+            if frame is not None:
+                return self._pgconn.put_copy_data(frame) != 0
+            return self._pgconn.flush() != 1
 
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -165,4 +194,8 @@ class ReplicationConnection:
     async def close(self) -> None:
         """Close the connection; the slot stays."""
         self._readable.close()
+        if self._beside is not None:
+            await self._beside.close()
+            self._beside = None
+        self._thread.shutdown(wait=False)
         await self._conn.close()
