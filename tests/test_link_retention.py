@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 
@@ -9,12 +10,15 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
 
 from fix_copy import refused
-from fix_servers import INSTALLED, Cli, Pair, connect, majors, wait_until
+from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, Servers, connect, majors, wait_until
 from pglockstep.demo.servers import ThrowawayServer
 from pglockstep.link.retention import level
-from pglockstep.postgres.slots import Slot
+from pglockstep.postgres.connect import End
+from pglockstep.postgres.connect import connect as connect_end
+from pglockstep.postgres.slots import Slot, note_transactions
 from pglockstep.progress.slots import LEVELS, near_limit, slot_lost
 from pglockstep.units import Lsn
 from test_run import Daemon
@@ -216,3 +220,66 @@ def test_no_drop_of_a_database_by_accident(cli: Cli, pair: Pair) -> None:
     pair.close()
     with connect(pair.source_server.conninfo()) as conn:
         conn.execute(f'DROP DATABASE "{name}"'.encode())
+
+
+# --- helping the source to let go ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("major", majors)
+@pytest.mark.parametrize("role", ["superuser", "plain"])
+def test_noting_transactions_lets_wal_go(
+    servers: Servers, make_database: MakeDatabase, major: int, role: str
+) -> None:
+    """With a transaction open all the time a slot keeps its WAL until two notes have been written: here, by us."""
+    database = make_database(servers.source(major))
+    with connect(database) as conn, connect(database) as writer:
+        conn.execute("CREATE TABLE t (id int)")
+        conn.execute("CREATE PUBLICATION p FOR TABLE t")
+        conn.execute("SELECT pg_create_logical_replication_slot('kept', 'pgoutput')")
+        kept = "SELECT restart_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = 'kept'"
+        receive = (
+            "SELECT count(*) FROM pg_logical_slot_get_binary_changes('kept', NULL, NULL, 'proto_version', '1', "
+            "'publication_names', 'p')"
+        )
+        ours = database
+        if role == "plain":
+            conn.execute(f"CREATE ROLE noting_{major} LOGIN REPLICATION")
+            ours = make_conninfo(database, user=f"noting_{major}")
+        try:
+
+            async def note() -> None:
+                session = await connect_end(End("source", "test", ours), "test")
+                try:
+                    await note_transactions(session, "kept_note")
+                except psycopg.errors.QueryCanceled:
+                    # it waits for the open transaction to end, and the note is written before
+                    pass
+                finally:
+                    await session.close()
+
+            writer.autocommit = False
+            writer.execute("INSERT INTO t VALUES (1)")
+            conn.execute(receive)
+            (before,) = conn.execute(kept).fetchone() or (None,)
+            conn.execute("INSERT INTO t SELECT generate_series(1, 1000)")
+            (now,) = conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone() or (None,)
+            for _ in range(2):
+                asyncio.run(note())
+                # transactions come and go, but there is always one
+                with connect(database) as another:
+                    another.autocommit = False
+                    another.execute("INSERT INTO t VALUES (2)")
+                    writer.commit()
+                    writer.execute("INSERT INTO t VALUES (1)")
+                    another.commit()
+                conn.execute(receive)
+            asyncio.run(note())
+            conn.execute(receive)
+            assert before <= now <= (conn.execute(kept).fetchone() or (0,))[0]
+            assert (
+                conn.execute("SELECT FROM pg_replication_slots WHERE slot_name = 'kept_note'").rowcount == 0
+            )
+        finally:
+            writer.rollback()
+            if role == "plain":
+                conn.execute(f"DROP ROLE noting_{major}")

@@ -69,12 +69,13 @@ async def keep(link: Link) -> None:
             f"another daemon (pid {link.state.daemon_pid(link.key)}) runs link {link.config.name!r}",
             hint="pglockstep status shows it; stop it first if this one is to take over",
         )
+    keeper = Keeper(link)
     watching = [
-        asyncio.create_task(retention.watch(link), name="retention"),
+        asyncio.create_task(retention.watch(link, lambda: keeper.target_is_away), name="retention"),
         asyncio.create_task(identities.watch(link), name="identities"),
     ]
     try:
-        await Keeper(link).run()
+        await keeper.run()
     except LockstepError as error:
         link.standing.move(Event.REFUSED, error.message)
         raise
@@ -109,6 +110,11 @@ class Keeper:
         self._journal: Journal | None = None
         self._applied = Lsn(0)
         self._flushed = Lsn(0)
+
+    @property
+    def target_is_away(self) -> bool:
+        """Whether what is received goes into the journal alone."""
+        return self._journal is not None and self._outlet is None
 
     async def run(self) -> None:
         """Begin, and go on until cancelled. Raises what a person must see to."""

@@ -1,6 +1,6 @@
 """A replication slot as its server has it: whether it still stands, and how much WAL is kept for it.
 
-Read-only. What follows from it is for others to judge.
+What follows from it is for others to judge. Read-only, but for `note_transactions`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from psycopg.rows import class_row
 
 from pglockstep.postgres.catalog import statement
 from pglockstep.units import Lsn
+
+#: How long the server may take to note its transactions, in milliseconds.
+_PATIENCE = 2000
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -48,3 +51,27 @@ async def read(conn: AsyncConnection[Any], name: str) -> Slot | None:
     async with conn.cursor(row_factory=class_row(Slot)) as cursor:
         await cursor.execute(statement("slot"), [name])
         return await cursor.fetchone()
+
+
+async def note_transactions(conn: AsyncConnection[Any], name: str) -> None:
+    """Have the server note in its WAL which transactions are open. Raises psycopg's errors; nobody waits for us meanwhile.
+
+    A slot's WAL is let go up to such a note only, and by itself a server writes one every 15 seconds. From 16 on there is a
+    function for it, which roles may be granted; making a slot does it as well: `name` is given to one that goes at once,
+    and that the server may still be waiting to complete when our patience ends.
+    """
+    cursor = await conn.execute(
+        "SELECT pg_catalog.to_regprocedure('pg_catalog.pg_log_standby_snapshot()') IS NOT NULL AND "
+        "pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('pg_catalog.pg_log_standby_snapshot()'), 'EXECUTE')"
+    )
+    if await cursor.fetchone() == (True,):
+        await conn.execute("SELECT pg_catalog.pg_log_standby_snapshot()")
+        return
+    await conn.execute(f"SET statement_timeout = {_PATIENCE}")
+    try:
+        await conn.execute(
+            "SELECT pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', true)", [name]
+        )
+        await conn.execute("SELECT pg_catalog.pg_drop_replication_slot($1)", [name])
+    finally:
+        await conn.execute("SET statement_timeout = 0")
