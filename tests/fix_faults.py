@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import make_conninfo
 
 from fix_mirror import contents
 from fix_proxy import MakeProxy, Proxy, make_proxy
@@ -193,8 +193,8 @@ def wired(cli: Cli, pair: Pair, make_proxy: MakeProxy) -> Wired:
 
 
 def through(proxy: Proxy, server: ThrowawayServer, conninfo: str) -> str:
-    """The connection string of the same database through a proxy, as a superuser."""
-    return server.conninfo(str(conninfo_to_dict(conninfo)["dbname"]), host="127.0.0.1", port=proxy.port)
+    """The connection string of the same database through a proxy, as the same role."""
+    return make_conninfo(conninfo, host="127.0.0.1", port=proxy.port, password=server.password)
 
 
 # --- looking ---------------------------------------------------------------------------------------

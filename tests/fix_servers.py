@@ -248,7 +248,11 @@ def _hand_over(server: ThrowawayServer, conninfo: str, role: str, options: str) 
     name, database = sql.Identifier(role), sql.Identifier(str(conninfo_to_dict(conninfo)["dbname"]))
     with connect(server.conninfo()) as conn:
         if not conn.execute("select from pg_roles where rolname = %s", [role]).rowcount:
-            conn.execute(sql.SQL("create role {} login {}").format(name, sql.SQL(options)))
+            # asked for over the network alone
+            password = sql.Literal(server.password)
+            conn.execute(
+                sql.SQL("create role {} login password {} {}").format(name, password, sql.SQL(options))
+            )
             if role == FOLLOWER and server.major >= 15:
                 conn.execute(sql.SQL("grant set on parameter session_replication_role to {}").format(name))
         conn.execute(sql.SQL("alter database {} owner to {}").format(database, name))

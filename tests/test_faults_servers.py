@@ -139,7 +139,7 @@ def test_the_target_away_while_the_source_writes(link: Link, survived: Survived)
         assert status["lag_bytes"] > 32_000_000
         assert status["lag_seconds"] > before["lag_seconds"]
         # it keeps whole files of 16 MB, from its last restart point of the slot's on
-        with connect(link.pair.source) as source:
+        with connect(link.pair.source_server.conninfo()) as source:
             source.execute("CHECKPOINT")
         wait_until(lambda: link.status()["source"]["slot_retained_wal_bytes"] < 32_000_000, 30, "WAL to go")
     finally:

@@ -55,6 +55,7 @@ def test_a_table_locked_for_longer_than_lock_timeout(impatient: Link, survived: 
     survived("target's table locked")
 
 
+@pytest.mark.superusers
 def test_a_deadlock_with_somebody_else(link: Link, survived: Survived) -> None:
     """Ours is the transaction that has to give way: it arrives all the same, once, and whole."""
     link.start()

@@ -81,23 +81,35 @@ class Crew:
     async def hired(cls, ends: Ends, record: LinkRecord, tally: Tally, jobs: int) -> AsyncIterator[Crew]:
         """Workers with their sessions open: what is locked and truncated all the time must be reached soon."""
         memory = f"{max(64, _BUILD_MEMORY // jobs)}MB"
+
+        async def leaving() -> AsyncConnection[TupleRow]:
+            conn = await connect(ends.source, "copy-out")
+            stack.push_async_callback(conn.close)
+            return conn
+
+        async def arriving() -> AsyncConnection[TupleRow]:
+            conn = await connect(
+                ends.target,
+                PURPOSE,
+                synchronous_commit="off",
+                default_tablespace="",
+                maintenance_work_mem=memory,
+                # the workers are the parallelism: `jobs` is what a copy may take of the target's cores
+                max_parallel_maintenance_workers="0",
+            )
+            stack.push_async_callback(conn.close)
+            return conn
+
         async with AsyncExitStack() as stack:
-            workers: list[Worker] = []
-            for _ in range(jobs):
-                source = await connect(ends.source, "copy-out")
-                stack.push_async_callback(source.close)
-                target = await connect(
-                    ends.target,
-                    PURPOSE,
-                    synchronous_commit="off",
-                    default_tablespace="",
-                    maintenance_work_mem=memory,
-                    # the workers are the parallelism: `jobs` is what a copy may take of the target's cores
-                    max_parallel_maintenance_workers="0",
-                )
-                stack.push_async_callback(target.close)
-                await mark(ends, record, source)
-                workers.append(Worker(source, target))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    opening = [
+                        (group.create_task(leaving()), group.create_task(arriving())) for _ in range(jobs)
+                    ]
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from errors
+            workers = [Worker(source.result(), target.result()) for source, target in opening]
+            await mark(ends, record, *(worker.source for worker in workers))
             yield cls(ends, record, tally, workers)
 
     async def run(self, moment: Moment, work: Work) -> set[int]:

@@ -240,9 +240,12 @@ class Attempt:
         with translate(ends.target):
             present = await restore.present(ends.target_conn)
         entries = await archive.entries("pre-data", present)
-        script = await archive.script(entries, target_major=major)
-        removal = await archive.removal(await self._to_be_made(entries), target_major=major)
-        made = Restored(moment.lsn, await archive.digest(), removal.decode())
+        script, removal, digest = await asyncio.gather(
+            archive.script(entries, target_major=major),
+            archive.removal(await self._to_be_made(entries), target_major=major),
+            archive.digest(),
+        )
+        made = Restored(moment.lsn, digest, removal.decode())
         target = await connect(ends.target, PURPOSE)
         try:
             async with target.transaction():

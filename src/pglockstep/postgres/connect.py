@@ -70,6 +70,9 @@ SET idle_in_transaction_session_timeout = 0;
 SET idle_session_timeout = 0;
 """
 
+#: How often a session's settings are tried to be made ours.
+_PINNING_ATTEMPTS = 5
+
 #: What a server says while it cannot answer *yet* or *right now*, though nothing is wrong with the request.
 _PASSING_STATES = (
     psycopg.errors.LockNotAvailable,
@@ -167,8 +170,7 @@ async def connect(
             pinned = _PINNED + f"SET lock_timeout = '{round(end.lock_timeout * 1000)}ms';"
             if major >= 17:
                 pinned += "SET transaction_timeout = 0;"
-            await conn.execute(pinned.encode(), prepare=False)
-            await _let_it_miss_us(conn, end)
+            await _pin(conn, end, pinned.encode())
             for name, value in settings.items():
                 if replication:
                     continue
@@ -177,6 +179,20 @@ async def connect(
             await conn.close()
             raise
     return conn
+
+
+async def _pin(conn: AsyncConnection[TupleRow], end: End, settings: bytes) -> None:
+    """Make the session's settings ours; a statement_timeout of its role's or database's may end even that, for a moment."""
+    for attempts_left in reversed(range(_PINNING_ATTEMPTS)):
+        try:
+            await conn.execute(settings, prepare=False)
+            # one that ran out just before takes effect here
+            await _let_it_miss_us(conn, end)
+        except psycopg.errors.QueryCanceled:
+            if not attempts_left:
+                raise
+        else:
+            return
 
 
 async def _let_it_miss_us(conn: AsyncConnection[TupleRow], end: End) -> None:

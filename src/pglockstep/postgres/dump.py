@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -93,9 +94,11 @@ class SchemaArchive:
         """The SQL of just these entries."""
         if not entries:
             return b""
-        chosen = self._directory / "entries.list"
-        chosen.write_text("".join(f"{entry.number};\n" for entry in entries))
-        return plain_sql(await self._restore(f"--use-list={chosen}", *options), target_major)
+        # several may be asked for at once
+        with tempfile.NamedTemporaryFile("w", dir=self._directory, suffix=".list") as chosen:
+            chosen.write("".join(f"{entry.number};\n" for entry in entries))
+            chosen.flush()
+            return plain_sql(await self._restore(f"--use-list={chosen.name}", *options), target_major)
 
     async def scripts(self, entries: Sequence[Entry], *, target_major: int) -> list[bytes]:
         """The SQL of each of these entries by itself."""
@@ -111,8 +114,10 @@ class SchemaArchive:
 
     async def removal(self, entries: Sequence[Entry], *, target_major: int) -> bytes:
         """The statements that drop what these entries make, one by one and without CASCADE."""
-        making = await self.script(entries, target_major=target_major)
-        both = await self.script(entries, "--clean", "--if-exists", target_major=target_major)
+        making, both = await asyncio.gather(
+            self.script(entries, target_major=target_major),
+            self.script(entries, "--clean", "--if-exists", target_major=target_major),
+        )
         # both say the same but for the statements that drop, which stand between the script's frame and the rest
         apart = next(
             (at for at, (one, other) in enumerate(zip(making, both, strict=False)) if one != other),
