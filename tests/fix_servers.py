@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
@@ -60,6 +61,9 @@ def pytest_configure() -> None:
     """The tests must not follow the settings of whoever runs them, but for which form of the code they test."""
     for key in [key for key in os.environ if key.startswith("PG") and key != compiled.INTERPRETED]:
         del os.environ[key]
+    # how long an example takes says more of the machine than of the code
+    settings.register_profile("unhurried", deadline=None)
+    settings.load_profile("unhurried")
     # a background job of a shell's is started deaf to Ctrl-C, and so would be every command under test
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from fix_copy import answer, configured, nothing_left, once, only_on_the_source, refused
 from fix_servers import Cli, Pair, on_all_pairs, wait_until
 from pglockstep.cli.copying import sentence
-from pglockstep.copy.plan import Extent, is_binary, parts, units
+from pglockstep.copy.plan import parts, units
 from pglockstep.copy.tally import CopyProgress, Tally
 from pglockstep.postgres.catalog import Column, Table
+from pglockstep.postgres.extents import Extent, is_binary
 from pglockstep.postgres.names import QualifiedName
 
 EVERYTHING = '''

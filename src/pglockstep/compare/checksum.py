@@ -19,17 +19,7 @@ from psycopg import AsyncConnection, sql
 
 from pglockstep.errors import Inconclusive
 from pglockstep.postgres.catalog import Table
-
-#: What two hashes of one text are seeded with: texts that collide under one do not under the other.
-SEEDS = (5577006791947779410, 8674665223082153551)
-
-# PostgreSQL promises its hashes to nobody: they follow the machine's byte order, and a new major version may
-# change them. A server that answers otherwise cannot be compared this way.
-_PROBE = "pglockstep"
-_PROBE_HASH = 3058436515578806207
-
-# SQL_ASCII means bytes as they are; everything else is brought to UTF-8 before it is hashed.
-_HASHED_AS_IS = ("UTF8", "SQL_ASCII")
+from pglockstep.postgres.row_texts import PROBE, PROBE_HASH, SEEDS, row_texts, text_hash
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -62,14 +52,14 @@ async def fingerprint(conn: AsyncConnection[Any], table: Table, columns: Sequenc
         FROM ({rows}) AS rows
         """
     ).format(
-        probe=text_hash(sql.Literal(_PROBE), SEEDS[0]),
+        probe=text_hash(sql.Literal(PROBE), SEEDS[0]),
         hash0=text_hash(sql.Identifier("content"), SEEDS[0]),
         hash1=text_hash(sql.Identifier("content"), SEEDS[1]),
         rows=row_texts(conn, table, {"content": columns}),
     )
     cursor = await conn.execute(query, prepare=False)
     [(probe, rows, sum0, sum1)] = await cursor.fetchall()
-    if probe != _PROBE_HASH:
+    if probe != PROBE_HASH:
         raise Inconclusive(
             "the server computes other hashes than PostgreSQL 14 to 18 do on a little-endian machine",
             hint="compare this link with pg_dump's output of both ends",
@@ -93,30 +83,3 @@ async def stamp(conn: AsyncConnection[Any], table: Table) -> Fingerprint:
     cursor = await conn.execute(query, prepare=False)
     [(rows, sum0, sum1)] = await cursor.fetchall()
     return Fingerprint(rows=rows, sum0=int(sum0), sum1=int(sum1))
-
-
-def row_texts(conn: AsyncConnection[Any], table: Table, columns: dict[str, Sequence[str]]) -> sql.Composed:
-    """The query for the texts of every row of `table`: one for each entry of `columns`, named after it."""
-    encoding = conn.info.parameter_status("server_encoding") or "UTF8"
-    texts = [
-        sql.SQL("{} AS {}").format(_row_text(names, encoding), sql.Identifier(name))
-        for name, names in columns.items()
-    ]
-    # OFFSET 0 keeps the planner from computing a text anew for each use of it.
-    return sql.SQL("SELECT {} FROM ONLY {} OFFSET 0").format(sql.SQL(", ").join(texts), table.name.sql())
-
-
-def _row_text(columns: Sequence[str], encoding: str) -> sql.Composed:
-    # No two different rows share this text: it quotes what needs it and tells NULL from ''. It comes from
-    # the types' output functions, so that no cast to text hides a difference, be it char's, which drops
-    # blanks, or one that a user has defined. Any number of columns that a table can have will do.
-    text = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns)))
-    if encoding in _HASHED_AS_IS:
-        return text
-    # The bytes of the UTF-8 form, taken for text of this database: right for every single-byte encoding.
-    return sql.SQL("convert_from(convert_to({}, 'UTF8'), {})").format(text, sql.Literal(encoding))
-
-
-def text_hash(text: sql.Composable, seed: int) -> sql.Composed:
-    """The 64-bit hash of an SQL text, byte by byte whatever its collation."""
-    return sql.SQL('hashtextextended({} COLLATE "C", {})').format(text, sql.Literal(seed))

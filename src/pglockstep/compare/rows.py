@@ -18,8 +18,8 @@ import msgspec
 from psycopg import AsyncConnection, AsyncServerCursor, sql
 from psycopg.pq import TransactionStatus
 
-from pglockstep.compare.checksum import SEEDS, row_texts, text_hash
 from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.row_texts import SEEDS, row_texts, text_hash
 
 #: Rows asked of a server at a time.
 _BATCH = 20_000

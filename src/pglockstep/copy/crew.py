@@ -13,19 +13,21 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.copy import restore
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.plan import Unit
-from pglockstep.copy.relay import relay
-from pglockstep.copy.snapshot import Moment, mark, use_snapshot
+from pglockstep.copy.snapshot import mark
 from pglockstep.copy.tally import Tally
 from pglockstep.errors import LockstepError, leaves
+from pglockstep.postgres import restore
+from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import connect, translate
 from pglockstep.postgres.dump import Entry
+from pglockstep.postgres.moments import Moment, holds, use_snapshot
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.postgres.relay import relay
 from pglockstep.progress import copying
 from pglockstep.progress.copying import Part
 from pglockstep.progress.target import LinkRecord
@@ -194,7 +196,7 @@ class Shift:
     ) -> None:
         if unit.table.oid in self.missed:
             return
-        if not await self._is_as_it_was(source, unit):
+        if not await self._is_as_it_was(source, unit.table):
             self.missed.add(unit.table.oid)
             return
         sent = 0
@@ -238,18 +240,9 @@ class Shift:
         else:
             self._to_build += [[each] for each in rest]
 
-    async def _is_as_it_was(self, source: AsyncConnection[TupleRow], unit: Unit) -> bool:
-        """Lock the table, and tell whether it still holds what the snapshot shows of it."""
-        name = unit.table.name.sql()
-        check = sql.SQL(
-            "LOCK TABLE ONLY {} IN ACCESS SHARE MODE; "
-            "SELECT FROM pg_catalog.pg_class WHERE oid = {} AND oid = pg_catalog.to_regclass({}) "
-            "AND relfilenode = pg_catalog.pg_relation_filenode(oid)"
-        ).format(name, sql.Literal(unit.table.oid), sql.Literal(name.as_string()))
+    async def _is_as_it_was(self, source: AsyncConnection[TupleRow], table: Table) -> bool:
         with translate(self._ends.source):
-            cursor = await source.execute(check, prepare=False)
-            cursor.nextset()
-            if cursor.rowcount == 1:
+            if await holds(source, table):
                 return True
             await source.execute("ROLLBACK TO SAVEPOINT unit")
         return False

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pglockstep.copy import restore
 from pglockstep.copy.crew import PURPOSE
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.large_objects import copy_large_objects
-from pglockstep.copy.snapshot import Moment, mark, use_snapshot
-from pglockstep.postgres import privileges, sequences
+from pglockstep.copy.snapshot import mark
+from pglockstep.postgres import ownership, privileges, restore, sequences
 from pglockstep.postgres.connect import connect, translate
 from pglockstep.postgres.dump import Entry, SchemaArchive
+from pglockstep.postgres.moments import Moment, use_snapshot
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
@@ -36,7 +36,7 @@ async def finish(
             async with source.transaction(force_rollback=True), target.transaction():
                 with translate(ends.source):
                     await use_snapshot(source, moment.snapshot)
-                    wanted = await restore.owners(source)
+                    wanted = await ownership.owners(source)
                 if await privileges.can_act_as_replica(target):
                     # event triggers of the user's, made half way, must not fire for what follows
                     await target.execute("SET LOCAL session_replication_role = replica")
@@ -48,12 +48,10 @@ async def finish(
                     states = await sequences.read(source)
                 with translate(ends.target):
                     await sequences.move(target, states)
-                await restore.give_to_owners(target, ends.target, wanted)
-                await restore.grant(target, ends.target, grants)
+                await ownership.give_to_owners(target, ends.target, wanted)
+                await ownership.grant(target, ends.target, grants)
                 with translate(ends.target):
-                    changed = await progress.identities(target)
-                await restore.set_identities(target, ends.target, changed)
-                with translate(ends.target):
+                    await progress.repeat_identities(target, await progress.identities(target))
                     await progress.complete_copy(target, record.id, lsn)
         finally:
             await target.close()

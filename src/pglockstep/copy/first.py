@@ -20,21 +20,23 @@ from pathlib import Path
 
 import msgspec
 
-from pglockstep.copy import readiness, restore, snapshot
+from pglockstep.copy import readiness, snapshot
 from pglockstep.copy import source as ours
 from pglockstep.copy.crew import PURPOSE, Build, Crew, Work
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.finish import finish
-from pglockstep.copy.plan import Extent, units
+from pglockstep.copy.plan import units
 from pglockstep.copy.selection import Selection
-from pglockstep.copy.snapshot import Moment
 from pglockstep.copy.tally import CopyProgress, Tally
 from pglockstep.errors import LockstepError, SourceBusy, SourceLacks, TargetBusy
-from pglockstep.postgres import catalog, privileges
+from pglockstep.postgres import catalog, privileges, restore
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import connect, translate
 from pglockstep.postgres.dump import Entry, SchemaArchive
+from pglockstep.postgres.extents import Extent
+from pglockstep.postgres.extents import read as read_extents
 from pglockstep.postgres.installations import clients_for
+from pglockstep.postgres.moments import Moment
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying
 from pglockstep.progress import target as progress
@@ -291,10 +293,8 @@ class Attempt:
                 await copying.start_over(conn, name)
         oids = [table.oid for table in tables]
         with translate(ends.source):
-            cursor = await ends.source_conn.execute(_statement("extents"), [oids])
             # one that is gone by now is missed when its turn comes
-            extents = {oid: Extent(0, 0, ("",)) for oid in oids}
-            extents |= {oid: Extent(pages, size, tuple(types)) async for oid, pages, size, types in cursor}
+            extents = {oid: Extent(0, 0, ("",)) for oid in oids} | await read_extents(ends.source_conn, oids)
             cursor = await ends.source_conn.execute(_statement("indexes"), [oids])
             # as an archive knows them, with their table and name
             indexes = {

@@ -8,30 +8,13 @@ import msgspec
 from psycopg import sql
 
 from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.extents import Extent, is_binary
 
 #: A table is cut only into parts that are worth a transaction of their own, and into no more than a worker can balance.
 _PART_BYTES = 32 << 20
 _PARTS_PER_WORKER = 4
 #: A table that is smaller is not worth a new file: its rows are frozen by a later vacuum.
 _FREEZE_BYTES = 1 << 20
-
-#: Built-in types whose binary form is the same on every version from 14 on. Of intervals only the infinite ones,
-#: which 17 brought, differ: there the majors must be the same.
-_BINARY = frozenset({
-    "bool", "bytea", "char", "name", "int8", "int2", "int4", "text", "oid", "float4", "float8", "bpchar", "varchar",
-    "date", "time", "timestamp", "timestamptz", "timetz", "bit", "varbit", "numeric", "uuid", "json", "jsonb",
-    "inet", "cidr", "macaddr", "macaddr8", "enum", "_bool", "_bytea", "_int8", "_int2", "_int4", "_text", "_float4",
-    "_float8", "_bpchar", "_varchar", "_date", "_timestamp", "_timestamptz", "_numeric", "_uuid", "_jsonb",
-})  # fmt: skip
-_BINARY_WITHIN_MAJOR = frozenset({"interval", "_interval"})
-
-
-class Extent(msgspec.Struct, frozen=True):
-    """How large a table is, and its columns' base types: built-in ones by name, ``enum``, others as ``''``."""
-
-    pages: int
-    bytes: int
-    types: tuple[str, ...]
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -111,9 +94,3 @@ def parts(table: Table, extent: Extent, jobs: int) -> int:
     if jobs == 1 or not table.data_columns:
         return 1
     return max(1, min(jobs * _PARTS_PER_WORKER, extent.bytes // _PART_BYTES, extent.pages))
-
-
-def is_binary(types: Iterable[str], *, same_major: bool) -> bool:
-    """Whether columns of these base types mean the same in binary on both ends; composites carry OIDs, and do not."""
-    known = _BINARY | _BINARY_WITHIN_MAJOR if same_major else _BINARY
-    return known.issuperset(types)

@@ -20,20 +20,13 @@ from pglockstep.errors import SourceBusy, SourceError, SourceLacks
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.moments import Moment, create_slot, use_snapshot
 from pglockstep.postgres.replication import NewSlot, ReplicationConnection
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import ChangedIdentity, LinkRecord
-from pglockstep.units import Lsn
 
 #: How often the set of tables may change under our hands while slot and publication are made.
 _ATTEMPTS = 5
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """A snapshot of the source as of `lsn`, for as long as it is open."""
-
-    lsn: Lsn
-    snapshot: str
 
 
 @asynccontextmanager
@@ -57,7 +50,7 @@ async def later(ends: Ends, record: LinkRecord) -> AsyncIterator[Moment]:
     try:
         await mark(ends, record, stream.conn)
         try:
-            slot = await ours.create_slot(
+            slot = await create_slot(
                 stream, ends.source_conn, ends.source, f"{record.slot}_later", temporary=True
             )
         except SourceLacks as error:
@@ -72,13 +65,6 @@ async def mark(ends: Ends, record: LinkRecord, *conns: AsyncConnection) -> None:
     with translate(ends.source):
         for conn in (ends.source_conn, *conns):
             await ours.mark_at_work(conn, record.id)
-
-
-async def use_snapshot(conn: AsyncConnection, snapshot: str) -> None:
-    """Let the transaction just begun see what `snapshot` shows."""
-    await conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-    # SET TRANSACTION SNAPSHOT takes a literal only; the name is the server's own
-    await conn.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'".encode())
 
 
 async def _open(ends: Ends) -> ReplicationConnection:
@@ -102,7 +88,7 @@ async def _prepare_source(
             )
         await ours.set_full_identity(conn, end, [table.name for table in keyless])
         await ours.create_publication(conn, end, record.publication, tables)
-        slot = await ours.create_slot(stream, conn, end, record.slot)
+        slot = await create_slot(stream, conn, end, record.slot)
         seen = await carried(conn, end, selection, slot.snapshot)
         same = [(table.oid, table.name) for table in seen] == [(table.oid, table.name) for table in tables]
         if same and not ours.without_identity(seen):

@@ -21,15 +21,11 @@ import psycopg
 from psycopg import AsyncConnection, sql
 
 from pglockstep.copy.selection import Reference
-from pglockstep.errors import SourceBusy, SourceError, SourceLacks
+from pglockstep.errors import SourceBusy
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, translate
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.postgres.replication import NewSlot, ReplicationConnection
 from pglockstep.progress.target import ChangedIdentity
-
-#: How many lock_timeouts a slot may wait for the source's open transactions; it holds up nobody meanwhile.
-_SLOT_PATIENCE = 6
 
 
 async def mark_at_work(conn: AsyncConnection, link_id: str) -> None:
@@ -149,34 +145,6 @@ async def create_publication(conn: AsyncConnection, end: End, name: str, tables:
         await conn.execute(sql.SQL("CREATE PUBLICATION {}{}").format(sql.Identifier(name), what))
 
 
-def slot_patience(end: End) -> float:
-    """How long making a slot waits for the source's open transactions, in seconds."""
-    return end.lock_timeout * _SLOT_PATIENCE
-
-
-async def create_slot(
-    stream: ReplicationConnection, conn: AsyncConnection, end: End, name: str, *, temporary: bool = False
-) -> NewSlot:
-    """Make the slot, or say who keeps it waiting: it needs every transaction open now to end first."""
-    patience = slot_patience(end)
-    try:
-        async with asyncio.timeout(patience):
-            return await stream.create_slot(name, temporary=temporary)
-    except TimeoutError:
-        waited_for = await _open_transactions(conn)
-        raise SourceLacks(
-            f"making a replication slot waited {patience:.0f} s for transactions that are open on the source{waited_for}",
-            hint="let them end (COMMIT, ROLLBACK PREPARED '…', or pg_terminate_backend(pid)), then try again",
-        ) from None
-    except SourceError as error:
-        if "all replication slots are in use" in error.message:
-            raise SourceLacks(
-                "the source has no free replication slot",
-                hint="drop one that nobody needs, or raise max_replication_slots and restart that server",
-            ) from error
-        raise
-
-
 async def drop_slot(conn: AsyncConnection, end: End, name: str) -> None:
     """Drop the slot if it is there. Whoever calls holds the link's lock, so a session still using it is a dead one's."""
     with translate(end):
@@ -242,18 +210,6 @@ async def unidentified(conn: AsyncConnection, end: End, publication: str) -> lis
 def withdrawal(publication: str, table: QualifiedName) -> sql.Composed:
     """The statement that takes a table out of a publication. It waits for no reader or writer."""
     return sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {}").format(sql.Identifier(publication), table.sql())
-
-
-async def _open_transactions(conn: AsyncConnection) -> str:
-    cursor = await conn.execute(
-        "SELECT 'pid ' || pid || coalesce(' (' || nullif(application_name, '') || ')', '') || ', open for ' "
-        "|| round(extract(epoch FROM pg_catalog.clock_timestamp() - xact_start)) || ' s' "
-        "FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() "
-        "UNION ALL SELECT 'prepared transaction ' || quote_literal(gid) || ' in database ' || database "
-        "FROM pg_catalog.pg_prepared_xacts LIMIT 5"
-    )
-    found = [row[0] async for row in cursor]
-    return ": " + "; ".join(found) if found else ""
 
 
 async def _blockers(conn: AsyncConnection) -> str:

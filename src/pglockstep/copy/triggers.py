@@ -7,25 +7,17 @@ replica ordinary triggers and foreign keys stay quiet; what fires all the same i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from psycopg import AsyncConnection
 
 from pglockstep.copy.selection import Selection
 from pglockstep.errors import TargetLacks
 from pglockstep.findings import Finding, demand, listed
-from pglockstep.postgres import catalog, privileges
+from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, translate
-from pglockstep.postgres.names import QualifiedName, quote_if_needed
+from pglockstep.postgres.firing import Firing, would_fire
+from pglockstep.postgres.names import quote_if_needed
 from pglockstep.postgres.privileges import Facts
-
-
-class Firing(NamedTuple):
-    """A table, and a trigger or rule that would fire for its rows."""
-
-    table: QualifiedName
-    kind: str
-    trigger: str
 
 
 async def demand_quiet(
@@ -38,12 +30,6 @@ async def demand_quiet(
     with translate(end):
         firing = await would_fire(conn, replica=replica)
     demand(firing_findings(firing, target, selection, replica=replica))
-
-
-async def would_fire(conn: AsyncConnection, *, replica: bool) -> list[Firing]:
-    """Every trigger, foreign key and rule that would fire. Raises psycopg's errors."""
-    cursor = await conn.execute(catalog.statement("firing"), [replica])
-    return [Firing(QualifiedName(schema, name), *what) async for schema, name, *what in cursor]
 
 
 def firing_findings(

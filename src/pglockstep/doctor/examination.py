@@ -18,10 +18,10 @@ from psycopg.rows import TupleRow
 
 from pglockstep.compiled import is_compiled
 from pglockstep.config.sections import LinkConfig
-from pglockstep.copy import readiness, restore
+from pglockstep.copy import readiness
 from pglockstep.copy import source as ours
 from pglockstep.copy.selection import Selection
-from pglockstep.copy.triggers import firing_findings, would_fire
+from pglockstep.copy.triggers import firing_findings
 from pglockstep.doctor import here, readings
 from pglockstep.doctor import source as judge_source
 from pglockstep.doctor import target as judge_target
@@ -42,10 +42,12 @@ from pglockstep.findings import Finding, told
 from pglockstep.journal import reader
 from pglockstep.journal.folder import usable
 from pglockstep.observe.state import StateDirectory
-from pglockstep.postgres import catalog, privileges
+from pglockstep.postgres import catalog, ownership, privileges
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, describe, ends, translate
+from pglockstep.postgres.firing import would_fire
 from pglockstep.postgres.installations import clients_for
+from pglockstep.postgres.moments import slot_patience
 from pglockstep.postgres.privileges import Facts
 from pglockstep.postgres.replication import ReplicationConnection
 from pglockstep.postgres.slots import read as read_slot
@@ -177,7 +179,7 @@ class Examination:
                 self._tables, source.facts.major, self._link.without_key, self._selection
             )
         )
-        patience = ours.slot_patience(source.end)
+        patience = slot_patience(source.end)
         none: list[Waiting] = []
         waiting = await self._read(
             source, readings.rows(source.conn, Waiting, "transactions", patience), none
@@ -291,7 +293,7 @@ class Examination:
                 {each.name: each.by_anyone for each in available},
             )
         )
-        owners = await self._read(source, restore.owners(source.conn), {})
+        owners = await self._read(source, ownership.owners(source.conn), {})
         named = await self._read(source, readings.rows(source.conn, NamedRole, "named_roles"), [])
         roles = await self._read(target, readings.rows(target.conn, Role, "roles", major), [])
         if roles:

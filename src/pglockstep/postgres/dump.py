@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pglockstep.errors import SourceError, one_line
+from pglockstep.errors import Side, SourceError, TargetError, one_line
 from pglockstep.postgres.connect import End
 from pglockstep.postgres.installations import Installation
 from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
@@ -32,6 +32,19 @@ class Entry(msgspec.Struct, frozen=True):
     oid: int
 
 
+class Described(msgspec.Struct, frozen=True):
+    """An entry with its archive's own words for it, and the numbers of the entries that it depends on."""
+
+    entry: Entry
+    words: str
+    depends: tuple[int, ...]
+
+    @property
+    def is_grant(self) -> bool:
+        """Whether it grants or revokes: those are not in the archive's scripts."""
+        return self.words.startswith(("ACL ", "DEFAULT ACL "))
+
+
 class Present(NamedTuple):
     """What others have made on a target beforehand: schemas, and extensions that are not our role's."""
 
@@ -40,15 +53,17 @@ class Present(NamedTuple):
 
 
 class SchemaArchive:
-    """A dump of a source's schema in pg_dump's custom format, in a directory of its own."""
+    """A dump of a database's schema in pg_dump's custom format, in a directory of its own."""
 
     def __init__(self, clients: Installation, directory: Path) -> None:
         self._clients = clients
         self._directory = directory
         self._archive = directory / "schema.dump"
+        self._side: Side = "source"
 
     async def dump(self, end: End, snapshot: str | None, leave_out: Sequence[QualifiedName]) -> None:
-        """Dump the schema that `snapshot` shows, or as it is now; raises `SourceError` with what pg_dump said."""
+        """Dump the schema that `snapshot` shows, or as it is now; raises the end's error with what pg_dump said."""
+        self._side = end.side
         given = conninfo_to_dict(end.conninfo)
         environment = dict(os.environ, LC_ALL="C")
         password = given.pop("password", None)
@@ -89,6 +104,17 @@ class SchemaArchive:
             for line in contents.splitlines()
             if (found := re.match(rb"(\d+); (\d+) (\d+) ", line)) and not barred.fullmatch(line.rstrip())
         ]
+
+    async def described(self) -> list[Described]:
+        """Everything in the archive, in the order in which it can be made, with what it depends on."""
+        found: list[Described] = []
+        listed = await self._run("pg_restore", ["--list", "--verbose", str(self._archive)])
+        for line in listed.decode(errors="replace").split("\n"):
+            if match := re.match(r"(\d+); (\d+) (\d+) (.*)", line):
+                found.append(Described(Entry(*map(int, match.groups()[:3])), match[4], ()))
+            elif found and (match := re.fullmatch(r";\tdepends on:((?: \d+)+)", line)):
+                found[-1] = msgspec.structs.replace(found[-1], depends=tuple(map(int, match[1].split())))
+        return found
 
     async def script(self, entries: Sequence[Entry], *options: str, target_major: int) -> bytes:
         """The SQL of just these entries."""
@@ -134,10 +160,16 @@ class SchemaArchive:
         assert head is not None
         return hashlib.sha256(text[head.end() :]).hexdigest()
 
-    async def grants(self, *, target_major: int) -> list[bytes]:
-        """The GRANT, REVOKE and ALTER DEFAULT PRIVILEGES statements, one by one."""
+    async def grants(self, *, target_major: int, of: Collection[int] | None = None) -> list[bytes]:
+        """The GRANT, REVOKE and ALTER DEFAULT PRIVILEGES statements, one by one; or only those `of` some entries."""
         contents = await self._run("pg_restore", ["--list", str(self._archive)])
         wanted = [line for line in contents.splitlines() if re.match(rb"\d+; \d+ \d+ (DEFAULT )?ACL ", line)]
+        if of is not None:
+            entries = await self.described()
+            numbers = {each.entry.number for each in entries if not set(of).isdisjoint(each.depends)} | set(
+                of
+            )
+            wanted = [line for line in wanted if int(line.partition(b";")[0]) in numbers]
         if not wanted:
             return []
         chosen = self._directory / "grants.list"
@@ -180,9 +212,10 @@ class SchemaArchive:
             said = (
                 one_line(complaints.decode(errors="replace")) or f"it ended with status {process.returncode}"
             )
-            raise SourceError(
-                f"{program} {self._clients.version} could not read the source's schema: {said[:600]}",
-                hint="nothing was changed on the target; correct what it says and try again",
+            other = "target" if self._side == "source" else "source"
+            raise (SourceError if self._side == "source" else TargetError)(
+                f"{program} {self._clients.version} could not read the {self._side}'s schema: {said[:600]}",
+                hint=f"nothing was changed on the {other}; correct what it says and try again",
             )
         return output
 

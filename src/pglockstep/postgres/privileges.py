@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from pglockstep.errors import ConfigError, TargetBusy
+from pglockstep.errors import ConfigError, Side, TargetBusy
 from pglockstep.findings import Finding, listed
 from pglockstep.postgres.catalog import Table, statement
 from pglockstep.postgres.names import quote_if_needed
@@ -269,15 +269,15 @@ async def can_act_as_replica(conn: AsyncConnection) -> bool:
     return True
 
 
-def replica_grant(found: Facts) -> tuple[str, str]:
-    """What lets the target's role act as a replica, and where to paste it; a sentence where there is no such GRANT."""
+def replica_grant(found: Facts, side: Side = "target") -> tuple[str, str]:
+    """What lets our role on an end act as a replica, and where to paste it; a sentence where there is no such GRANT."""
     if found.major >= 15:
         role = quote_if_needed(found.role)
         return (
             f"GRANT SET ON PARAMETER session_replication_role TO {role};",
-            "on the target, as a superuser",
+            f"on the {side}, as a superuser",
         )
-    return "use a superuser on the target (PostgreSQL 15 and newer can grant just this one setting)", ""
+    return f"use a superuser on the {side} (PostgreSQL 15 and newer can grant just this one setting)", ""
 
 
 def _listed(tables: Iterable[Table]) -> str:

@@ -5,7 +5,9 @@ FROM (
     SELECT t.tgrelid AS relation, 'trigger' AS kind, t.tgname AS name
     FROM pg_catalog.pg_trigger AS t
     LEFT JOIN pg_catalog.pg_constraint AS k ON k.oid = t.tgconstraint
-    WHERE t.tgenabled <> 'D'
+    JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+    -- our own watch knows our sessions, and leaves their rows alone
+    WHERE t.tgenabled <> 'D' AND p.pronamespace IS DISTINCT FROM pg_catalog.to_regnamespace('pglockstep')
         AND (NOT t.tgisinternal OR k.contype = 'f')
         AND (NOT $1 OR (t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal))
     UNION ALL

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import AsyncConnection, generators, pq
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import TargetUnreachable
+from pglockstep.errors import SourceUnreachable, TargetUnreachable
 from pglockstep.postgres import copy_data
 from pglockstep.postgres.connect import End, translate
 from pglockstep.postgres.readable import Readable
@@ -31,11 +31,12 @@ async def relay(
     target: AsyncConnection[TupleRow],
     ends: tuple[End, End],
     statements: tuple[bytes, bytes],
-    moved: Callable[[int], None],
+    moved: Callable[[int], None] = lambda size: None,
 ) -> int:
-    """Run the statements for either end, the COPY in each fed by the other; returns how many rows both counted.
+    """Run the statements for either end, the COPY in the second fed by the first; returns how many rows both counted.
 
-    What stands before and after the COPY in a text of statements runs with it. `moved` is told of bytes.
+    `source` and `target` are where the rows come from and where they go, whichever ends of the link those are. What
+    stands before and after the COPY in a text of statements runs with it. `moved` is told of bytes.
     """
     with translate(ends[1]):
         await _start(target, statements[1], pq.ExecStatus.COPY_IN)
@@ -53,8 +54,9 @@ async def relay(
         await _end(target)
         taken = await _finish(target)
     if sent != taken:
-        raise TargetUnreachable(
-            f"the source sent {sent} rows and the target took {taken}",
+        kind = TargetUnreachable if ends[1].side == "target" else SourceUnreachable
+        raise kind(
+            f"the {ends[0].side} sent {sent} rows and the {ends[1].side} took {taken}",
             hint="the rows are rolled back; is something between us and it changing what is sent?",
         )
     return taken

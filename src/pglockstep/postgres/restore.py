@@ -1,4 +1,4 @@
-"""What a copy makes on the target beside the rows: the schema before them, and what follows them.
+"""What is made on a target beside the rows: the schema before them, and what follows them.
 
 Runs what pg_restore has written, and repeats what it leaves out. The transactions are the caller's.
 """
@@ -6,24 +6,22 @@ Runs what pg_restore has written, and repeats what it leaves out. The transactio
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.resources import files
 
 import psycopg
 from psycopg import AsyncConnection, sql
 
 from pglockstep.errors import TargetError, one_line
+from pglockstep.postgres.catalog import statement
 from pglockstep.postgres.connect import End, is_gone, translate
 from pglockstep.postgres.dump import Present
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.progress.target import ChangedIdentity
 
 log = logging.getLogger(__name__)
 
 
 async def run_script(conn: AsyncConnection, end: End, script: bytes, *, what: str) -> None:
-    """Run a whole script of pg_restore's; any refusal ends the copy, and its transaction with it."""
+    """Run a whole script of pg_restore's; any refusal ends its transaction."""
     await run(conn, end, script, what=what)
     with translate(end):
         # the script sets its own; ours must hold for what follows
@@ -87,72 +85,6 @@ async def drop_public(source: AsyncConnection, target: AsyncConnection, ends: tu
                 await target.execute("DROP SCHEMA IF EXISTS public RESTRICT")
 
 
-async def owners(conn: AsyncConnection) -> dict[tuple[str, str], str]:
-    """Who owns what: (kind, identity), both in words of SQL, to the owner's name."""
-    cursor = await conn.execute(files("pglockstep.copy").joinpath("sql", "owners.sql").read_bytes())
-    return {(kind, identity): owner async for kind, identity, owner in cursor}
-
-
-async def give_to_owners(conn: AsyncConnection, end: End, wanted: dict[tuple[str, str], str]) -> None:
-    """Give each object to the role of the source's owner, where the target has that role."""
-    with translate(end):
-        cursor = await conn.execute("SELECT rolname FROM pg_catalog.pg_roles")
-        roles = {row[0] async for row in cursor}
-        have = await owners(conn)
-    statements = [
-        # kind and identity are the server's own spelling, quoted by it
-        sql.SQL("ALTER {} {} OWNER TO {}")
-        .format(sql.SQL(kind.upper()), sql.SQL(identity), sql.Identifier(owner))
-        .as_bytes()
-        for (kind, identity), owner in wanted.items()
-        if owner in roles and have.get((kind, identity), owner) != owner
-    ]
-    await _where_possible(conn, end, statements, what="owners")
-    if missing := sorted(set(wanted.values()) - roles):
-        log.warning(
-            "the target has no role %s: what it owns on the source belongs to our role there",
-            ", ".join(missing),
-            extra={"action": "copy.owners", "link": end.link},
-        )
-
-
-async def grant(conn: AsyncConnection, end: End, statements: Sequence[bytes]) -> None:
-    """Repeat the source's grants, where the target has the roles."""
-    await _where_possible(conn, end, statements, what="grants")
-
-
-async def _where_possible(conn: AsyncConnection, end: End, statements: Iterable[bytes], *, what: str) -> None:
-    """Run each statement; one that names a missing role or that our role may not run is left out and counted."""
-    left_out = 0
-    for statement in statements:
-        try:
-            async with conn.transaction():
-                await conn.execute(statement)
-        except (psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege):
-            left_out += 1
-        except psycopg.Error:
-            with translate(end):
-                raise
-    if left_out:
-        log.warning(
-            "%d %s could not be repeated on the target: a role is missing there, or ours may not",
-            left_out,
-            what,
-            extra={"action": f"copy.{what}", "link": end.link},
-        )
-
-
-async def set_identities(conn: AsyncConnection, end: End, before: Sequence[ChangedIdentity]) -> None:
-    """Give the target's tables the replica identity that the user's had before we changed it on the source."""
-    with translate(end):
-        for each in before:
-            # a table may be gone by now
-            statement = sql.SQL("ALTER TABLE IF EXISTS ONLY {} REPLICA IDENTITY {}").format(
-                each.table.sql(), sql.SQL(each.words)
-            )
-            await conn.execute(statement)
-
-
 async def refresh_materialized_views(
     source: AsyncConnection, target: AsyncConnection, ends: tuple[End, End]
 ) -> None:
@@ -160,12 +92,11 @@ async def refresh_materialized_views(
 
     One that cannot be filled any more, because a view that it reads is empty now or its query fails, stays empty.
     """
-    statement = files("pglockstep.copy").joinpath("sql", "materialized_views.sql").read_bytes()
     with translate(ends[0]):
-        cursor = await source.execute(statement, [False])
+        cursor = await source.execute(statement("materialized_views"), [False])
         filled = {QualifiedName(schema, name) async for schema, name in cursor}
     with translate(ends[1]):
-        cursor = await target.execute(statement, [True])
+        cursor = await target.execute(statement("materialized_views"), [True])
         present = [QualifiedName(schema, name) async for schema, name in cursor]
     for view in present:
         if view in filled:
