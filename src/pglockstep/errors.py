@@ -24,6 +24,8 @@ with the exact next step, the exit code promised to scripts, and whether trying 
     │       ├── TargetNotEmpty             5  no
     │       └── ApplyRefused               5  no     a change that the target will not take
     ├── IdentityChanged                    6  no     another server answers where the known one was
+    ├── IncidentOpen                       6  no     the guard stopped something, and it is not settled yet
+    ├── DecisionRefused                    1  no     a decision that came too late, or could not be carried out
     ├── NotInJournal                       1  no     what was asked for was not received, or is not kept any more
     ├── Inconclusive                       7  no
     └── LinkHeld                           8  no     another process does this link's work
@@ -197,6 +199,18 @@ class IdentityChanged(LockstepError):
     exit_code = EXIT_INCIDENT
 
 
+class IncidentOpen(LockstepError):
+    """An incident is open, a decision is needed."""
+
+    exit_code = EXIT_INCIDENT
+
+
+class DecisionRefused(LockstepError):
+    """The decision came too late, or could not be carried out."""
+
+    exit_code = EXIT_DIFFERS
+
+
 class NotInJournal(LockstepError):
     """The journal does not have that."""
 
@@ -216,8 +230,8 @@ class LinkHeld(LockstepError):
 
 
 def one_line(text: str) -> str:
-    """`text` on a single line: errors are promised to be one line each."""
-    return " ".join(text.split())
+    """`text` on a single line, as errors are promised to be, without control characters that a terminal would obey."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

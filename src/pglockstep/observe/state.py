@@ -1,7 +1,10 @@
 """The state directory: who works on a link on this machine, and how each link stood when last heard of.
 
 Nothing here decides what is applied: that is the target's own progress. If this directory is lost, nothing
-else is. One SQLite file, safe to read while a daemon writes it.
+else is. Its SQLite files are safe to read while a daemon writes them.
+
+How links stand, and how many rows their tables hold, is written every second and never synced: a power cut may cost the whole
+file, and all of it is found out anew. What must outlast that (:mod:`pglockstep.observe.incidents`) is in a file of its own.
 """
 
 from __future__ import annotations
@@ -11,15 +14,32 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import closing, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from pglockstep.errors import ConfigError
+from pglockstep.observe.database import Database, Format
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import Lsn
 
-_FORMAT = 1
+#: Losing the last second of it is harmless.
+_STANDING: tuple[Format, ...] = (
+    ("CREATE TABLE IF NOT EXISTS link (key TEXT PRIMARY KEY, name TEXT NOT NULL, status BLOB NOT NULL)",),
+    ("CREATE TABLE table_rows (key TEXT PRIMARY KEY, lsn TEXT NOT NULL, tables BLOB NOT NULL)",),
+)
+#: A number is never given twice.
+_LASTING: tuple[Format, ...] = (
+    (
+        """CREATE TABLE incident (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, open INTEGER NOT NULL, body BLOB NOT NULL
+        )""",
+        "CREATE INDEX incident_open ON incident (id) WHERE open",
+        "CREATE TABLE allowance (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, body BLOB NOT NULL)",
+    ),
+)
 
 
 class LinkStatus(msgspec.Struct, kw_only=True):
@@ -42,11 +62,29 @@ class LinkStatus(msgspec.Struct, kw_only=True):
     updated_at: datetime | None = None
 
 
+class TableRows(msgspec.Struct, frozen=True):
+    """How many `rows` a table held; None where that is unknown.
+
+    `filled_since`: since when it has held any, in microseconds since 2000-01-01 UTC, by the source's clock; None if it holds
+    none. `lost`: how many were lost within the last window. `lsn`: where the count is of a later LSN than the others'.
+    """
+
+    rows: int | None
+    filled_since: int | None = None
+    lost: int = 0
+    lsn: int | None = None
+
+
 class StateDirectory:
-    """What one machine remembers of its links. A link is found by `key`, a fingerprint of its two ends."""
+    """What one machine remembers of its links. A link is found by `key`, a fingerprint of its two ends.
+
+    `lasting` is the file of what may not be lost.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._standing = Database(path / "state.sqlite", _STANDING, synced=False)
+        self.lasting = Database(path / "incidents.sqlite", _LASTING, synced=True)
 
     @property
     def path(self) -> Path:
@@ -55,42 +93,16 @@ class StateDirectory:
 
     def create(self) -> None:
         """Make the directory if need be; raises `ConfigError` where that, or writing, is not allowed."""
-        try:
+        with self._standing.telling():
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._connect().close()
-        except (OSError, sqlite3.Error) as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: Exception) -> ConfigError:
-        return ConfigError(
-            f"the state directory {self._path} cannot be written: {error}",
-            hint="see to its disk and its permissions, or name another one with --state-dir or state_dir",
-        )
-
-    def _connect(self) -> sqlite3.Connection:
-        conn = sqlite3.connect(self._path / "state.sqlite", timeout=5, isolation_level=None)
-        # a file that stays needs no room when the disk is full, and that has to be told
-        conn.execute("PRAGMA journal_mode = PERSIST")
-        found = conn.execute("PRAGMA user_version").fetchone()[0]
-        if found > _FORMAT:
-            conn.close()
-            raise ConfigError(
-                f"the state directory {self._path} was written by a newer pglockstep",
-                hint="use the newer version, or another --state-dir",
-            )
-        if found == 0:
-            conn.execute(
-                "CREATE TABLE IF NOT EXISTS link (key TEXT PRIMARY KEY, name TEXT NOT NULL, status BLOB NOT NULL)"
-            )
-            conn.execute(f"PRAGMA user_version = {_FORMAT}")
-        # losing the last second of it is harmless
-        conn.execute("PRAGMA synchronous = OFF")
-        return conn
+            for each in (self._standing, self.lasting):
+                with each.telling(), each.connected():
+                    pass
 
     def save(self, key: str, name: str, status: LinkStatus) -> None:
         """Remember how a link stands now."""
         status.updated_at = datetime.now(UTC)
-        with closing(self._connect()) as conn:
+        with self._standing.connected() as conn:
             conn.execute(
                 "INSERT INTO link (key, name, status) VALUES (?, ?, ?) "
                 "ON CONFLICT (key) DO UPDATE SET name = excluded.name, status = excluded.status",
@@ -99,15 +111,38 @@ class StateDirectory:
 
     def load(self, key: str) -> LinkStatus | None:
         """How the link stood when it was last heard of; None if it never was."""
-        with suppress(sqlite3.Error, msgspec.MsgspecError), closing(self._connect()) as conn:
+        with suppress(sqlite3.Error, msgspec.MsgspecError), self._standing.connected() as conn:
             row = conn.execute("SELECT status FROM link WHERE key = ?", [key]).fetchone()
             return None if row is None else msgspec.json.decode(row[0], type=LinkStatus)
         return None
 
+    def save_rows(self, key: str, lsn: Lsn, tables: Mapping[QualifiedName, TableRows]) -> None:
+        """Remember how many rows the link's tables held as of `lsn`, and of no other table."""
+        listed = [(*name, rows) for name, rows in sorted(tables.items())]
+        with self._standing.connected() as conn:
+            conn.execute(
+                "INSERT INTO table_rows (key, lsn, tables) VALUES (?, ?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET lsn = excluded.lsn, tables = excluded.tables",
+                [key, str(lsn), msgspec.json.encode(listed)],
+            )
+
+    def load_rows(self, key: str) -> tuple[Lsn, dict[QualifiedName, TableRows]] | None:
+        """How many rows the link's tables held, and as of which LSN; None if that is not known."""
+        with suppress(sqlite3.Error, msgspec.MsgspecError, ValueError), self._standing.connected() as conn:
+            row = conn.execute("SELECT lsn, tables FROM table_rows WHERE key = ?", [key]).fetchone()
+            if row is not None:
+                listed = msgspec.json.decode(row[1], type=list[tuple[str, str, TableRows]])
+                return Lsn.parse(row[0]), {QualifiedName(schema, name): rows for schema, name, rows in listed}
+        return None
+
     def forget(self, key: str) -> None:
-        """Remove what is remembered of a link."""
-        with closing(self._connect()) as conn:
+        """Remove what is remembered of a link, its incidents too."""
+        with self._standing.telling(), self._standing.writing() as conn:
             conn.execute("DELETE FROM link WHERE key = ?", [key])
+            conn.execute("DELETE FROM table_rows WHERE key = ?", [key])
+        with self.lasting.telling(), self.lasting.writing() as conn:
+            conn.execute("DELETE FROM incident WHERE key = ?", [key])
+            conn.execute("DELETE FROM allowance WHERE key = ?", [key])
 
     def journal(self, link_id: str) -> Path:
         """Where the journal of a link is kept."""
@@ -122,7 +157,7 @@ class StateDirectory:
         try:
             return self._claimed(key)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._standing.unwritable(error) from error
 
     def _claimed(self, key: str) -> Claim | None:
         descriptor = os.open(self._path / f"{key}.daemon", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
