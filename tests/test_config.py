@@ -24,6 +24,7 @@ from pglockstep.config.sections import (
     WebConfig,
 )
 from pglockstep.config.unbuilt import not_built_yet, refuse_unbuilt
+from pglockstep.config.values import TablePattern
 from pglockstep.errors import EXIT_CONFIG, ConfigError, NotBuiltYet
 from pglockstep.units import ByteSize, Duration
 
@@ -86,7 +87,8 @@ def test_the_example_in_the_docs_is_valid_and_shows_the_defaults(tmp_path: Path)
                 source="postgresql://app@localhost/app",
                 target="postgresql://sync@db.example/app",
                 guard=GuardConfig(
-                    floors={("public", "User"): 5}, tables={("public", "jobs"): TableGuardConfig(judge=False)}
+                    floors={("public", "User"): 5},
+                    tables={TablePattern("public.jobs"): TableGuardConfig(judge=False)},
                 ),
             )
         },
@@ -115,6 +117,7 @@ def test_values_other_than_the_defaults_arrive(tmp_path: Path) -> None:
         journal = { keep_size = "0", keep_age = "2h", segment_size = "1MB" }
         [links."eu.west-1".guard.tables]
         'app."Big.Table"' = { max_delete_rows = 0, window = "2d" }
+        'app.events_*' = { drop = "allow" }
         [backup]
         keep = { last = 1 }
         """,
@@ -124,7 +127,8 @@ def test_values_other_than_the_defaults_arrive(tmp_path: Path) -> None:
     assert [pattern.matches("sales", "Order.*") for pattern in link.include] == [False, True]
     assert (link.guard.keep_deleted, link.guard.max_delete_fraction) == (Duration(0), 1.0)
     assert link.guard.tables == {
-        ("app", "Big.Table"): TableGuardConfig(max_delete_rows=0, window=Duration(172800))
+        TablePattern('app."Big.Table"'): TableGuardConfig(max_delete_rows=0, window=Duration(172800)),
+        TablePattern("app.events_*"): TableGuardConfig(drop="allow"),
     }
     assert link.journal == JournalConfig(ByteSize(0), Duration(7200), ByteSize(1 << 20))
     assert whole.backup == BackupConfig(keep=KeepConfig(last=1))

@@ -189,7 +189,9 @@ case, dots or blanks. As a key they need quotes of TOML's own around that: `'pub
 
 **Table patterns** are table names in which `*` stands for any characters and `?` for one: `public.*`,
 `*.log_?`. What is double-quoted is taken literally: `public."Log"*`. If `include` names any, only those
-tables are kept in step; `exclude` then leaves out some of them.
+tables are kept in step; `exclude` then leaves out some of them. The guard's rules for single tables take patterns
+too: `[links.main.guard.tables.'public.events_*']`. A table goes by the part with its very name, else by the first
+part whose pattern matches it.
 
 **Link names** are at most 63 letters, digits, `-`, `_` and `.`, and begin with a letter, a digit or `_`.
 

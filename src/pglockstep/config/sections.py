@@ -31,6 +31,7 @@ from pglockstep.config.values import (
     Secrets,
     SegmentBytes,
     TableName,
+    TableNames,
     WithoutKey,
     Workers,
     key,
@@ -42,9 +43,15 @@ SYSTEM_STATE_DIR = Path("/var/lib/pglockstep")
 
 
 class TableGuardConfig(Section, frozen=True):
-    """The guard's rules for one table; a key that is left out is as in the link's guard."""
+    """The guard's rules for one table, or for those that a pattern matches; what is left out is as in the link's guard."""
 
-    judge: Annotated[bool, key("`false`: this table's rows may come and go unjudged.", example=False)] = True
+    judge: Annotated[
+        bool,
+        key(
+            "`false`: rows may come, go and change unjudged. What still holds is a floor, and `drop`.",
+            example=False,
+        ),
+    ] = True
     max_delete_fraction: Fraction | None = None
     max_delete_rows: Rows | None = None
     max_update_fraction: Fraction | None = None
@@ -62,22 +69,43 @@ class GuardConfig(Section, frozen=True):
     """What the guard stops on this link, and what it may put right by itself."""
 
     max_delete_fraction: Annotated[
-        Fraction, key("The share of a table's rows that one transaction may delete, net, within `window`.")
+        Fraction,
+        key(
+            "The share of a table's rows that may be lost: those that stood before a transaction and, by their key, "
+            "are gone after it; and by so much the table may shrink within `window`."
+        ),
     ] = 0.3
     max_delete_rows: Annotated[
-        Rows, key("The number of rows that one transaction may delete from a table.")
+        Rows, key("The number of rows that may be lost in the same way, however large the table; 0: none.")
     ] = 100_000
     max_update_fraction: Annotated[
         Fraction,
         key(
-            "The share of a table's rows in which one transaction may set one column to NULL, "
-            "or to one same value."
+            "The share of a table's rows in which one transaction may turn one column into NULL, "
+            "or into one same value."
         ),
     ] = 0.5
-    min_table_rows: Annotated[Rows, key("Fractions are not judged on a table with fewer rows.")] = 20
-    window: Annotated[Pause, key("How long rows that come back count against rows that went.")] = Duration(60)
-    truncate: Annotated[Destructive, key("A TRUNCATE: `hold` it for a decision, or `allow` it.")] = "hold"
-    drop: Annotated[Destructive, key("A DROP TABLE: `hold` it for a decision, or `allow` it.")] = "hold"
+    min_table_rows: Annotated[
+        Rows,
+        key(
+            "Fractions are not judged on a table with fewer rows; but a table that has held rows for a day is not "
+            "emptied, however small."
+        ),
+    ] = 20
+    window: Annotated[
+        Pause,
+        key(
+            "Over how long the losses of transactions add up, by the source's clock; rows that come make up for rows "
+            "that go."
+        ),
+    ] = Duration(60)
+    truncate: Annotated[
+        Destructive, key("A TRUNCATE of a table that holds rows: `hold` it for a decision, or `allow` it.")
+    ] = "hold"
+    drop: Annotated[
+        Destructive,
+        key("A table that is dropped, renamed or replaced: `hold` it for a decision, or `allow` it."),
+    ] = "hold"
     keep_deleted: Annotated[
         Memory, key('How long the last images of deleted rows stay on the target; `"0"` keeps none.')
     ] = Duration(3600)
@@ -94,12 +122,12 @@ class GuardConfig(Section, frozen=True):
     floors: Annotated[
         dict[TableName, Rows],
         key(
-            "Tables that must never hold fewer rows than this.",
+            "Tables in which no transaction may leave fewer rows than this.",
             title="a table of names and numbers",
             example={'public."User"': 5},
         ),
     ] = msgspec.field(default_factory=dict)
-    tables: dict[TableName, TableGuardConfig] = msgspec.field(default_factory=dict)
+    tables: dict[TableNames, TableGuardConfig] = msgspec.field(default_factory=dict)
 
 
 #: The guard of a link that does not mention it; known by identity, as a file may spell out the defaults.

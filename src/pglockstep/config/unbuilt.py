@@ -14,6 +14,11 @@ UNBUILT = {
 }
 
 
+#: What ``status`` says of the guard, and what its commands say, as long as nothing is judged.
+GUARD_AT_REST = "not at work yet"
+GUARD_NOTE = "the guard is being built: this version judges nothing yet, and holds nothing"
+
+
 def not_built_yet(config: Config) -> list[str]:
     """The configured parts that are read and checked, and that nothing acts on yet, as their headers."""
     guarded = [name for name, link in config.links.items() if link.guard is not DEFAULT_GUARD]

@@ -49,10 +49,14 @@ def _split(text: str) -> list[list[_Piece]]:
     ]
 
 
+def _bare(part: list[_Piece]) -> list[str]:
+    return [piece.text for piece in part if not piece.quoted]
+
+
 def parse_table_name(text: str) -> tuple[str, str]:
     """The schema and the name of one table, written as in SQL (``public."User"``); raises `ValueError`."""
     schema, name = _split(text)
-    if any(set("*?") & set(piece.text) for piece in schema + name if not piece.quoted):
+    if any(set("*?") & set(bare) for bare in _bare(schema + name)):
         raise Wrong(f"{toml(text)} is a pattern", "name one table here")
     return "".join(piece.text for piece in schema), "".join(piece.text for piece in name)
 
@@ -80,6 +84,11 @@ class TablePattern(str):
         """Whether the table of that schema and name, spelt as in the catalog, is meant."""
         in_schema, named = _compiled(str(self))
         return bool(in_schema.fullmatch(schema) and named.fullmatch(name))
+
+    @property
+    def names_one(self) -> bool:
+        """Whether it is the name of one table."""
+        return not any(set("*?") & set(bare) for part in _split(str(self)) for bare in _bare(part))
 
 
 # --- what a value must be ---------------------------------------------------------------------------------
@@ -175,6 +184,7 @@ Secret = Annotated[str, Meta(extra={"secret": True, "expand": True})]
 Secrets = Annotated[tuple[str, ...], Meta(extra={"secret": True, "expand": True})]
 LinkName = Annotated[str, Meta(extra={"check": _link_name})]
 TableName = Annotated[tuple[str, str], Meta(extra={"check": parse_table_name})]
+TableNames = Annotated[TablePattern, Meta(extra={"check": TablePattern.parse})]
 Patterns = Annotated[tuple[TablePattern, ...], Meta(title='a list of table patterns, such as ["public.*"]')]
 Fraction = Annotated[float, Meta(gt=0, le=1, title="a number above 0, at most 1")]
 Rows = Annotated[int, Meta(ge=0, le=(1 << 63) - 1, title="a number of rows, 0 or more")]

@@ -1,0 +1,223 @@
+"""How many rows each table holds, carried along with the stream. Pure.
+
+A count is exact as of an LSN: a transaction whose commit record starts before it is in the count already. One that turned out
+wrong is unknown, until the table is counted anew; nothing is judged by a guess.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pglockstep.config.sections import GuardConfig
+from pglockstep.guard.policy import UNLIMITED, Rules
+from pglockstep.guard.window import Window
+from pglockstep.postgres.names import QualifiedName
+
+#: A table that has held rows for so long, in microseconds, is not emptied, however few they are.
+DAY = 86_400_000_000
+
+
+class TableCount(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a table: `rows` as of `lsn`; None where that is unknown.
+
+    `filled_since`: since when it has held any, by the source's clock; None if it holds none. `lost`: how many were lost
+    within the last window, so that losses go on adding up where they were.
+    """
+
+    name: QualifiedName
+    rows: int | None
+    lsn: int
+    filled_since: int | None = None
+    lost: int = 0
+
+
+class Account:
+    """One table: its rules, its count, its window, and how much it may lose without a closer look.
+
+    `lsn`: earlier transactions are in the count. `rows` is -1 while it is unknown; `fresh`: it was counted, and nothing has
+    changed it since.
+    """
+
+    __slots__ = (
+        "_owed",
+        "filled_since",
+        "free_changes",
+        "free_deletes",
+        "fresh",
+        "lsn",
+        "name",
+        "rows",
+        "rules",
+        "step",
+        "width",
+        "window",
+    )
+
+    def __init__(self, name: QualifiedName, rules: Rules) -> None:
+        self.name = name
+        self.rules = rules
+        self.lsn = 0
+        self.rows = -1
+        self.fresh = False
+        self.filled_since: int | None = None
+        self.window = Window(rules.window, 0)
+        self.width = self.window.width
+        # rows lost within a window that was followed before the count began anew
+        self._owed = 0
+        #: the step of the clock for which the next two were reckoned
+        self.step = -1
+        #: so many deletes, and so many changes of rows, break no rule whatever they are
+        self.free_deletes = 0
+        self.free_changes = 0
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether rows may come and go as they like."""
+        return not self.rules.judge and not self.rules.floor
+
+    def reckon(self, step: int) -> None:
+        """Work out what passes without a closer look."""
+        self.step = step
+        if self.unjudged:
+            self.free_deletes = self.free_changes = UNLIMITED
+        elif self.rows < 0:
+            # so many are no share of a table on which shares are judged
+            self.free_changes = self.rules.may_turn(self.rules.min_table_rows)
+            self.free_deletes = 0
+        else:
+            rules, rows = self.rules, self.rows
+            if self._owed:
+                self.window.note(step, rows + self._owed, rows, 0)
+                self._owed = 0
+            # the last row never goes without a look: the table may have been filled for a day
+            least = max(self.least(step), rules.floor, 1)
+            self.free_deletes = max(0, min(rules.may_lose(rows), rows - least))
+            self.free_changes = rules.may_turn(rows)
+
+    def least(self, step: int) -> int:
+        """How many rows are to be left of those that stood before the window."""
+        stood = self.window.stood(step)
+        return stood - max(self.rules.may_lose(stood), self.window.swing(step))
+
+    def note(self, came: int, went: int, after: int, lsn: int, time: int) -> None:
+        """A transaction that passed, committed at `time`, brought and took rows; so many are there `after` it."""
+        before = self.rows
+        if after < 0:
+            self.forget()
+            return
+        self.rows = after
+        self.fresh = False
+        self.window.note(self.step, before, after, lsn, came, went)
+        if not after:
+            self.filled_since = None
+        elif not before:
+            self.filled_since = time
+        if after < before:
+            # a share of fewer rows is smaller, by no more than the rows that went
+            self.free_deletes -= before - after
+            self.free_changes -= before - after
+        elif before < self.rules.min_table_rows:
+            # a fraction may be judged from now on
+            self.reckon(self.step)
+
+    def forget(self) -> None:
+        """The count is not to be relied on any more; losses go on adding up once there is another."""
+        if self.rows >= 0:
+            self._owed = self._lost()
+        self.rows = -1
+        self.fresh = False
+        self.step = -1
+
+    def _lost(self) -> int:
+        """The rows lost within the window so far."""
+        return max(self._owed, self.window.stood(self.step) - self.rows) if self.step >= 0 else self._owed
+
+    def remembered(self, position: int) -> TableCount:
+        """What is to be remembered as of `position`."""
+        known = self.rows >= 0
+        return TableCount(
+            name=self.name,
+            rows=self.rows if known else None,
+            lsn=max(self.lsn, position),
+            filled_since=self.filled_since,
+            lost=self._lost() if known else self._owed,
+        )
+
+    def seed(self, count: TableCount) -> None:
+        """Begin with this count."""
+        self.lsn = count.lsn
+        self.fresh = False
+        self._owed = count.lost
+        self.filled_since = count.filled_since
+        self.step = -1
+        self.rows = -1 if count.rows is None else count.rows
+        if self.rows >= 0:
+            self.window = Window(self.rules.window, self.rows + count.lost)
+            if not self.rows:
+                self.filled_since = None
+
+
+class Counts:
+    """The accounts of all tables. `position`: the end of the last transaction that is in them."""
+
+    def __init__(self, guard: GuardConfig) -> None:
+        self._guard = guard
+        self.accounts: dict[QualifiedName, Account] = {}
+        self.position = 0
+
+    def account(self, name: QualifiedName) -> Account:
+        """The account of a table; one that was never counted is opened as unknown."""
+        account = self.accounts.get(name)
+        if account is None:
+            account = self.accounts[name] = Account(name, Rules.of(self._guard, name))
+        return account
+
+    def rows(self, name: QualifiedName) -> int | None:
+        """How many rows a table holds; None while that is unknown."""
+        account = self.accounts.get(name)
+        return account.rows if account is not None and account.rows >= 0 else None
+
+    def seed(self, name: QualifiedName, rows: int, lsn: int, time: int) -> None:
+        """The table holds `rows` as of `lsn`, counted at `time`, by the source's clock.
+
+        If it was known to hold rows before, it has held them since then; and losses that had added up still do.
+        """
+        account = self.account(name)
+        account.forget()
+        known = account.remembered(self.position)
+        since = time if known.filled_since is None else known.filled_since
+        account.seed(msgspec.structs.replace(known, rows=rows, lsn=lsn, filled_since=since))
+        account.fresh = True
+
+    def recall(self, count: TableCount, position: int) -> None:
+        """Begin with what was remembered of a table, on a stream that goes on at `position`.
+
+        What was committed between the two is not in the count: it is unknown then.
+        """
+        known = count if count.lsn >= position else msgspec.structs.replace(count, rows=None)
+        self.account(count.name).seed(known)
+
+    def remember(self) -> list[TableCount]:
+        """What is to be remembered, sorted by schema, then name."""
+        return [account.remembered(self.position) for _, account in sorted(self.accounts.items())]
+
+    def verify(self, name: QualifiedName, rows: int, lsn: int) -> bool | None:
+        """Whether the table was rightly held to have `rows` as of `lsn`; if not, it is unknown from now on.
+
+        None where that cannot be told: the count is of another LSN, or unknown.
+        """
+        account = self.account(name)
+        if account.rows < 0 or max(account.lsn, self.position) != lsn:
+            return None
+        if account.rows != rows:
+            account.forget()
+            return False
+        return True
+
+    def unknown(self) -> list[QualifiedName]:
+        """The tables that are to be counted anew, sorted by schema, then name."""
+        return sorted(name for name, account in self.accounts.items() if account.rows < 0)
+
+    def drop(self, name: QualifiedName) -> None:
+        """The table is gone."""
+        self.accounts.pop(name, None)

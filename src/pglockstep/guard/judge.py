@@ -1,0 +1,316 @@
+"""The judge: whether a transaction may go to the target. Pure.
+
+It is told of every transaction in commit order, and answers as :mod:`pglockstep.guard.answers` says. Only a transaction that
+passes is noted; one that trips, or of which more has to be known first, may be judged again as if it had not been. One
+that has passed before, and comes again after the stream was interrupted, passes without being noted twice.
+
+A transaction in memory is told at once, to `judge`. One that passes in parts is told part by part to `part`, and to `end` at
+its commit, where it is decided; before that only a TRUNCATE trips, because whatever comes later does not make up for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from pglockstep.config.sections import GuardConfig
+from pglockstep.guard.allowances import RANKS, Allowances, Approved, Claim, approved_at
+from pglockstep.guard.answers import PASS, Answer, Ask, Pass, Question, Recount, Trip, Used
+from pglockstep.guard.counts import Account, Counts
+from pglockstep.guard.evidence import Evidence, Held, Suspicion
+from pglockstep.guard.passing import Passing
+from pglockstep.guard.transaction import Transaction
+from pglockstep.guard.violations import Uncounted, Violation, deletion, suspected, truncation, update
+from pglockstep.guard.window import Clock
+from pglockstep.observe.incident import Allowance, Incident, Kind, Loss
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import Lsn
+
+#: How many other tables a sentence names.
+_NAMED = 3
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """A published table that the source no longer has as it was; `how` completes "was …": dropped, renamed, replaced."""
+
+    name: QualifiedName
+    how: str = "dropped"
+
+
+class _Finding:
+    """What a closer look at a transaction has brought up so far."""
+
+    def __init__(self, transaction: Transaction, tallies: Sequence[Evidence]) -> None:
+        self.transaction = transaction
+        self.tallies = tallies
+        self.uncounted: list[QualifiedName] = []
+        self.tripped: list[Violation] = []
+        #: covered by an allowance, or by an approval: the window forgets them
+        self.settled: set[QualifiedName] = set()
+        self.claims: list[Claim] = []
+        self.approved = False
+        self.asked: list[tuple[Account, Evidence, list[Suspicion]]] = []
+        self.questions: list[Question] = []
+
+
+class Judge:
+    """Judges one link's transactions by its configuration."""
+
+    def __init__(self, guard: GuardConfig) -> None:
+        self.counts = Counts(guard)
+        self._accounts = self.counts.accounts
+        self._clock = Clock()
+        self._allowances = Allowances()
+        self._approved: dict[int, Approved] = {}
+        self._dropped: list[Approved] = []
+        self._large: tuple[int, dict[QualifiedName, Passing]] | None = None
+        self._finding: _Finding | None = None
+
+    # --- what may pass ------------------------------------------------------------------------------------
+
+    def allow(self, allowances: Iterable[Allowance]) -> None:
+        """Have these allowances from now on, and no others."""
+        self._allowances.replace(allowances)
+
+    def let_through(self, incident: Incident) -> None:
+        """Let what `incident` held pass, once; but not more than it says."""
+        if incident.kind == "drop":
+            self._dropped.append(Approved.of(incident))
+        else:
+            self._approved[approved_at(incident)] = Approved.of(incident)
+
+    # --- transactions -------------------------------------------------------------------------------------
+
+    def judge(self, transaction: Transaction) -> Answer:
+        """Judge a transaction that is held in memory."""
+        lsn = transaction.final_lsn
+        if lsn < self.counts.position:
+            return PASS
+        time = self._clock.tell(transaction.commit_time)
+        accounts = []
+        closely = False
+        for tally in transaction.tallies:
+            account = self._accounts.get(tally.shape.name)
+            if account is None:
+                account = self.counts.account(tally.shape.name)
+            step = time // account.width
+            if account.step != step:
+                account.reckon(step)
+            accounts.append(account)
+            if (
+                tally.deleted > account.free_deletes
+                or tally.deleted + tally.updated > account.free_changes
+                or tally.truncated
+            ) and lsn >= account.lsn:
+                closely = True
+        if closely:
+            held = [Held(tally) for tally in transaction.tallies]
+            return self._closely(transaction, held, time)
+        for account, tally in zip(accounts, transaction.tallies, strict=True):
+            came, went = tally.inserted, tally.deleted
+            if (came or went) and lsn >= account.lsn and account.rows >= 0:
+                account.note(came, went, account.rows + came - went, lsn, transaction.commit_time)
+        self._clock.advance(transaction.commit_time)
+        self.counts.position = transaction.end_lsn
+        return PASS
+
+    def part(self, transaction: Transaction) -> Pass | Trip:
+        """Note a part of a large transaction; its `end_lsn` need not be known yet."""
+        if transaction.final_lsn < self.counts.position:
+            return PASS
+        passing = self._passing(transaction)
+        for tally in transaction.tallies:
+            name = tally.shape.name
+            if name not in passing:
+                passing[name] = Passing(tally.shape)
+            passing[name].add(tally)
+        finding = _Finding(transaction, ())
+        time = self._clock.tell(transaction.commit_time)
+        for each in passing.values():
+            account = self.counts.account(each.shape.name)
+            if each.truncated and account.rows > 0 and transaction.final_lsn >= account.lsn:
+                self._judged(finding, account, truncation(account, each, transaction, complete=False), time)
+        return self._trip(finding) if finding.tripped else PASS
+
+    def end(self, transaction: Transaction) -> Answer:
+        """Judge a large transaction at its commit; its tallies are what `part` was told."""
+        if transaction.final_lsn < self.counts.position:
+            return PASS
+        parts = list(self._passing(transaction).values())
+        return self._closely(transaction, parts, self._clock.tell(transaction.commit_time))
+
+    def give_up(self) -> None:
+        """Forget the parts of a large transaction that is begun anew, or is not to come."""
+        self._large = None
+
+    def answer(self, answers: Sequence[int]) -> Pass | Trip:
+        """Judge what was asked about, by the answers to its questions in their order."""
+        finding, self._finding = self._finding, None
+        assert finding is not None, "nothing was asked"
+        assert len(answers) == len(finding.questions), "so many answers were not asked for"
+        given = iter(answers)
+        transaction = finding.transaction
+        time = self._clock.tell(transaction.commit_time)
+        for account, evidence, suspicions in finding.asked:
+            found = [(each, each.rows if each.sure else each.settled(next(given))) for each in suspicions]
+            self._judged(finding, account, update(account, evidence, transaction, found), time)
+        return self._trip(finding) if finding.tripped else self._pass(finding)
+
+    # --- tables that are gone -----------------------------------------------------------------------------
+
+    def dropped(self, tables: Sequence[Gone], commit_time: int) -> Pass | Trip | Recount:
+        """Judge that tables are gone from the source: all that were seen to be at once, at a time of its clock."""
+        uncounted: list[QualifiedName] = []
+        losses: list[Loss] = []
+        claims: list[Claim] = []
+        approved: Approved | None = None
+        sentence = ""
+        time = self._clock.tell(commit_time)
+        for gone in sorted(tables, key=lambda each: each.name):
+            account = self.counts.account(gone.name)
+            rows = account.rows
+            if account.rules.drop == "allow" and not account.rules.floor:
+                continue
+            if rows < 0:
+                uncounted.append(gone.name)
+                continue
+            if by := next((each for each in self._dropped if each.covers(gone.name, "drop", rows)), None):
+                approved = by
+                continue
+            step = time // account.width
+            if claim := self._allowances.claim(account, "drop", rows, rows, step, commit_time, claims):
+                claims.append(claim)
+                continue
+            losses.append(Loss(gone.name.schema, gone.name.name, rows, rows))
+            held = "1 row" if rows == 1 else f"{rows} rows"
+            sentence = sentence or f"{gone.name} was {gone.how} on the source: it held {held}"
+        if uncounted:
+            return Recount(tuple(uncounted))
+        if losses:
+            return Trip("drop", tuple(losses), _together(sentence, losses[1:]))
+        if approved is not None:
+            self._dropped.remove(approved)
+        for claim in claims:
+            self._allowances.take(claim, time // self.counts.account(claim.name).width)
+        for gone in tables:
+            self.counts.drop(gone.name)
+        return Pass(_used(claims)) if claims else PASS
+
+    # --- a closer look ------------------------------------------------------------------------------------
+
+    def _closely(self, transaction: Transaction, tallies: Sequence[Evidence], time: int) -> Answer:
+        finding = _Finding(transaction, tallies)
+        for evidence in tallies:
+            account = self.counts.account(evidence.shape.name)
+            step = time // account.width
+            account.reckon(step)
+            if transaction.final_lsn < account.lsn or account.unjudged:
+                continue
+            try:
+                if evidence.truncated:
+                    loss = truncation(account, evidence, transaction)
+                elif evidence.deleted:
+                    loss = deletion(account, evidence, transaction, step)
+                else:
+                    loss = None
+                suspicions = suspected(account, evidence)
+            except Uncounted:
+                account.forget()
+                finding.uncounted.append(account.name)
+                continue
+            self._judged(finding, account, loss, time)
+            if all(each.sure for each in suspicions):
+                found = [(each, each.rows) for each in suspicions]
+                self._judged(finding, account, update(account, evidence, transaction, found), time)
+            else:
+                finding.asked.append((account, evidence, suspicions))
+        if finding.uncounted:
+            return Recount(tuple(sorted(finding.uncounted)))
+        if finding.tripped:
+            return self._trip(finding)
+        finding.questions = [
+            Question(evidence.shape, each.column, each.value, account.rules.may_turn(account.rows), each.keys)
+            for account, evidence, suspicions in finding.asked
+            for each in suspicions
+            if not each.sure
+        ]
+        self._finding = finding
+        return Ask(tuple(finding.questions)) if finding.questions else self.answer(())
+
+    def _judged(self, finding: _Finding, account: Account, violation: Violation | None, time: int) -> None:
+        """Let what is allowed or approved be; the rest trips."""
+        if violation is None:
+            return
+        rows, kind = violation.loss.rows_lost, violation.kind
+        approved = self._approved.get(finding.transaction.final_lsn)
+        if approved is not None and approved.covers(account.name, kind, rows):
+            finding.approved = True
+        else:
+            step = time // account.width
+            commit_time = finding.transaction.commit_time
+            claim = self._allowances.claim(
+                account, kind, rows, violation.net, step, commit_time, finding.claims
+            )
+            if claim is None:
+                finding.tripped.append(violation)
+                return
+            finding.claims.append(claim)
+        if kind != "update":
+            finding.settled.add(account.name)
+
+    def _trip(self, finding: _Finding) -> Trip:
+        """One incident of everything that tripped."""
+        self._large = None
+        found = sorted(finding.tripped, key=lambda each: -RANKS.index(each.kind))
+        losses = sorted((each.loss for each in found), key=lambda each: (each.schema, each.table))
+        since = min((each.since_lsn for each in found if each.since_lsn), default=0)
+        kind: Kind = found[0].kind
+        sentence = _together(found[0].sentence, [each.loss for each in found[1:]])
+        return Trip(kind, tuple(losses), sentence, Lsn(since) if since else None)
+
+    def _pass(self, finding: _Finding) -> Pass:
+        """Note the transaction."""
+        transaction = finding.transaction
+        time = self._clock.tell(transaction.commit_time)
+        for evidence in finding.tallies:
+            account = self.counts.account(evidence.shape.name)
+            if transaction.final_lsn < account.lsn or account.rows < 0:
+                continue
+            came, went = evidence.inserted, evidence.deleted
+            after = (0 if evidence.truncated else account.rows) + came - went
+            account.note(came, went, after, transaction.final_lsn, transaction.commit_time)
+            if evidence.truncated or account.name in finding.settled:
+                account.window.settle(after)
+            account.reckon(account.step)
+        for claim in finding.claims:
+            account = self.counts.account(claim.name)
+            self._allowances.take(claim, time // account.width)
+        if finding.approved:
+            del self._approved[transaction.final_lsn]
+        self._large = None
+        self._clock.advance(transaction.commit_time)
+        self.counts.position = transaction.end_lsn
+        return Pass(_used(finding.claims)) if finding.claims else PASS
+
+    def _passing(self, transaction: Transaction) -> dict[QualifiedName, Passing]:
+        if self._large is None or self._large[0] != transaction.final_lsn:
+            self._large = (transaction.final_lsn, {})
+        return self._large[1]
+
+
+def _used(claims: Sequence[Claim]) -> tuple[Used, ...]:
+    return tuple(Used(claim.allowance, claim.rows) for claim in claims)
+
+
+def _together(first: str, others: Sequence[Loss]) -> str:
+    """The first sentence, and which tables lose rows beside."""
+    if not others:
+        return first
+    named = [
+        f"{QualifiedName(loss.schema, loss.table)} ({loss.rows_lost} {'row' if loss.rows_lost == 1 else 'rows'})"
+        for loss in others[:_NAMED]
+    ]
+    if len(others) > _NAMED:
+        named.append(f"{len(others) - _NAMED} more")
+    return f"{first}; also {', '.join(named)}"
