@@ -23,6 +23,9 @@ NAMES = {
     "apply.part": "a part of a large transaction was applied",
     "apply.commit": "a batch is about to be committed on the target",
     "apply.committed": "a batch was committed on the target",
+    "restore.begun": "what is to be put back on the source has begun its transaction there",
+    "restore.commit": "what was put back on the source is about to be committed",
+    "restore.committed": "what was put back on the source was committed, and nobody knows yet",
     "progress.move": "progress is about to follow an idle source",
 }
 

@@ -56,6 +56,19 @@ def note_part(conn: AsyncConnection, link: str, done: Part) -> bytes:
     )
 
 
+async def note_again(conn: AsyncConnection, link: str, table: QualifiedName, lsn: Lsn, rows: int) -> None:
+    """Note that a table shows what it held as of `lsn`, whatever was noted before. Raises psycopg's errors."""
+    await conn.execute(
+        "DELETE FROM pglockstep.copied WHERE schema_name = $1 AND table_name = $2", [table.schema, table.name]
+    )
+    await conn.execute(note_part(conn, link, Part(table, 0, 1, lsn, rows, 0)))
+
+
+async def ahead(conn: AsyncConnection, progress: Lsn) -> dict[QualifiedName, Lsn]:
+    """The tables that hold more than `progress` says, and as of when: the stream skips what each has. Raises psycopg's errors."""
+    return {table: lsn for table, lsn in finished(await parts(conn)).items() if lsn > progress}
+
+
 def note_built(link: str, index: QualifiedName) -> bytes:
     """The statement that notes an index; belongs into the transaction that built it."""
     return (

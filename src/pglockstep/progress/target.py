@@ -13,14 +13,15 @@ from importlib.resources import files
 from typing import Literal, LiteralString
 
 import msgspec
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.rows import class_row
 
 from pglockstep.errors import TargetLacks
 from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
 from pglockstep.units import Lsn
 
-FORMAT = 1
+#: What this version writes; ``schema.sql`` is format 1, and each ``format_N.sql`` brings the one before it to N.
+FORMAT = 2
 
 #: The two halves of the advisory lock: "pgls" in ASCII, and the one link that a target can have.
 _LOCK = (0x70676C73, 1)
@@ -106,6 +107,7 @@ async def create(conn: AsyncConnection, name: str, source_identity: str) -> Link
     """Make our schema and a new link in it, in phase *copying*, with a random id."""
     async with conn.transaction():
         await conn.execute(files("pglockstep.progress").joinpath("schema.sql").read_bytes(), prepare=False)
+        await upgrade(conn)
         await conn.execute(
             "INSERT INTO pglockstep.link (id, name, source_identity, phase) VALUES ($1, $2, $3, 'copying')",
             [secrets.token_hex(6), name, source_identity],
@@ -113,6 +115,29 @@ async def create(conn: AsyncConnection, name: str, source_identity: str) -> Link
     record = await read(conn)
     assert record is not None
     return record
+
+
+async def make_again(conn: AsyncConnection, record: LinkRecord, changed: Sequence[ChangedIdentity]) -> None:
+    """Make our schema again on a target that lost it, for the link that it had; how far it is, is for others to say."""
+    async with conn.transaction():
+        await forget(conn)
+        await create(conn, record.name, record.source_identity)
+        await conn.execute(
+            "UPDATE pglockstep.link SET id = $1, phase = $2, created_at = $3, copied_at = $4",
+            [record.id, record.phase, record.created_at, record.copied_at],
+        )
+        await remember_identities(conn, record.id, changed)
+
+
+async def upgrade(conn: AsyncConnection) -> None:
+    """Bring our schema, which is there, to this version's format. Whoever calls holds the lock, or has just made it."""
+    async with conn.transaction():
+        cursor = await conn.execute("SELECT version FROM pglockstep.format")
+        row = await cursor.fetchone()
+        assert row is not None
+        for version in range(row[0] + 1, FORMAT + 1):
+            script = files("pglockstep.progress").joinpath(f"format_{version}.sql").read_bytes()
+            await conn.execute(script, prepare=False)
 
 
 async def complete_copy(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
@@ -158,6 +183,17 @@ async def identities(conn: AsyncConnection) -> list[ChangedIdentity]:
         "SELECT schema_name, table_name, before FROM pglockstep.replica_identity ORDER BY 1, 2"
     )
     return [ChangedIdentity(QualifiedName(schema, name), before) async for schema, name, before in cursor]
+
+
+async def repeat_identities(conn: AsyncConnection, before: Sequence[ChangedIdentity]) -> None:
+    """Give the tables here the replica identity that the user's had on the source before we changed it there."""
+    for each in before:
+        # a table may be gone by now
+        await conn.execute(
+            sql.SQL("ALTER TABLE IF EXISTS ONLY {} REPLICA IDENTITY {}").format(
+                each.table.sql(), sql.SQL(each.words)
+            )
+        )
 
 
 async def take_lock(conn: AsyncConnection) -> bool:

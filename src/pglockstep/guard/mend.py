@@ -1,0 +1,256 @@
+"""The rows of one table put right: what is missing or changed comes from the source, what is extra goes.
+
+Rows are told apart by what they say, each as often as it occurs, so a table needs no key for it, and nothing has to be
+in any order. An empty table is copied whole. A large one is first summed up on both ends in buckets by a hash of each
+row's text: only the rows of buckets that differ travel, into a table of the session's own, and from there only those
+that differ are written. A changed row is one that goes and one that comes. Both transactions are the caller's: the
+source's shows one moment throughout, the target's is rolled back if anything fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+
+from pglockstep.errors import Inconclusive
+from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.extents import Extent, is_binary
+from pglockstep.postgres.relay import relay
+from pglockstep.postgres.row_texts import PROBE, PROBE_HASH, SEEDS, row_text, text_hash
+
+#: A table up to this many bytes travels whole: that is sooner done than summing it up.
+_SMALL: Final = 1 << 20
+#: About so many bytes of a table share a bucket, and there are at most so many buckets.
+_BUCKET_BYTES: Final = 32 << 10
+_MOST_BUCKETS: Final = 1 << 16
+#: From this share of buckets on that differ, the table travels whole.
+_MOST_OF_IT: Final = 0.5
+
+_STAGE = sql.Identifier("pg_temp", "pglockstep_mend")
+
+
+class Mended(msgspec.Struct, frozen=True):
+    """How many rows were put back, and how many were taken away; `sent` is what travelled, in bytes."""
+
+    put_back: int = 0
+    removed: int = 0
+    sent: int = 0
+
+    def __add__(self, other: Mended) -> Mended:
+        return Mended(self.put_back + other.put_back, self.removed + other.removed, self.sent + other.sent)
+
+
+class Mender:
+    """Puts tables right, one after another, over a session at each end with a transaction open in it."""
+
+    def __init__(
+        self,
+        ends: tuple[End, End],
+        source: AsyncConnection[TupleRow],
+        target: AsyncConnection[TupleRow],
+        *,
+        same_major: bool,
+    ) -> None:
+        self._ends = ends
+        self._source = source
+        self._target = target
+        self._same_major = same_major
+        self._sent = 0
+
+    async def mend(self, table: Table, extent: Extent) -> Mended:
+        """Put one table right, `table` and `extent` as the source has them.
+
+        Others may read it meanwhile, not write. Raises the ends' errors; a relay that fails leaves both sessions unusable.
+        """
+        self._sent = 0
+        name = table.name.sql()
+        with translate(self._ends[1]):
+            cursor = await self._target.execute(
+                sql.SQL(
+                    "LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE; SELECT NOT EXISTS (SELECT FROM ONLY {})"
+                ).format(name, name),
+                prepare=False,
+            )
+            cursor.nextset()
+            empty = await cursor.fetchone() == (True,)
+        binary = is_binary(extent.types, same_major=self._same_major)
+        columns = [column.name for column in table.data_columns]
+        if empty:
+            rows = await self._relay(_copy_out(name, columns, binary), _copy_in(name, columns, binary))
+            return Mended(rows, 0, self._sent)
+        buckets = await self._buckets(table, columns, extent)
+        if buckets is not None and not buckets.numbers:
+            return Mended()
+        return await self._exchange(name, columns, binary, buckets)
+
+    async def _buckets(self, table: Table, columns: Sequence[str], extent: Extent) -> _Buckets | None:
+        """The buckets in which the ends differ; None if the table travels whole."""
+        size = extent.bytes
+        with translate(self._ends[1]):
+            cursor = await self._target.execute(
+                "SELECT pg_catalog.pg_table_size($1::text::regclass)", [table.name.sql().as_string()]
+            )
+            row = await cursor.fetchone()
+        assert row is not None
+        size = max(size, row[0])
+        if size <= _SMALL or not columns:
+            return None
+        count = min(_MOST_BUCKETS, 1 << (size // _BUCKET_BYTES).bit_length())
+        both = await asyncio.gather(
+            *(
+                self._sums(end, conn, table, columns, count)
+                for end, conn in zip(self._ends, (self._source, self._target), strict=True)
+            ),
+            return_exceptions=True,
+        )
+        for each in both:
+            if isinstance(each, BaseException):
+                raise each
+        there, here = (each for each in both if not isinstance(each, BaseException))
+        differ = [number for number in there.keys() | here.keys() if there.get(number) != here.get(number)]
+        return None if len(differ) > count * _MOST_OF_IT else _Buckets(count, tuple(differ))
+
+    async def _sums(
+        self, end: End, conn: AsyncConnection[TupleRow], table: Table, columns: Sequence[str], count: int
+    ) -> dict[int, tuple[Any, ...]]:
+        query = sql.SQL(
+            "SELECT bucket & {mask} AS bucket, count(*), sum(bucket)::text, sum(other)::text "
+            "FROM (SELECT {bucket} AS bucket, {other} AS other FROM (SELECT {row} AS row FROM ONLY {table} OFFSET 0) AS r) AS h "
+            "GROUP BY 1 UNION ALL SELECT -1, {probe}, NULL, NULL"
+        ).format(
+            mask=sql.Literal(count - 1),
+            bucket=text_hash(sql.Identifier("row"), SEEDS[0]),
+            other=text_hash(sql.Identifier("row"), SEEDS[1]),
+            row=row_text(columns, _encoding(conn)),
+            table=table.name.sql(),
+            probe=text_hash(sql.Literal(PROBE), SEEDS[0]),
+        )
+        with translate(end):
+            cursor = await conn.execute(query, prepare=False)
+            found = {number: tuple(rest) async for number, *rest in cursor}
+        if found.pop(-1)[0] != PROBE_HASH:
+            raise Inconclusive(
+                "the server computes other hashes than PostgreSQL 14 to 18 do on a little-endian machine",
+                hint="no row of a large table can be healed by what differs there; copy the link anew",
+            )
+        return found
+
+    async def _exchange(
+        self, name: sql.Identifier, columns: Sequence[str], binary: bool, buckets: _Buckets | None
+    ) -> Mended:
+        """Fetch the rows in question, and write those that differ."""
+        listed = _listed(columns)
+        with translate(self._ends[1]):
+            await self._target.execute(
+                sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {} FROM ONLY {} WITH NO DATA").format(
+                    _STAGE, listed, name
+                )
+            )
+        query = _copy_out(name, columns, binary)
+        if buckets is not None:
+            rows = sql.SQL("SELECT {} FROM ONLY {} WHERE {}").format(
+                listed, name, buckets.holds(columns, _encoding(self._source))
+            )
+            query = sql.SQL("COPY ({}) TO STDOUT{}").format(rows, _format(binary))
+        await self._relay(query, _copy_in(_STAGE, columns, binary))
+        encoding = _encoding(self._target)
+        where = sql.SQL("true") if buckets is None else buckets.holds(columns, encoding)
+        here = _numbered(name, columns, encoding, where)
+        there = _numbered(_STAGE, columns, encoding, sql.SQL("true"))
+        with translate(self._ends[1]):
+            await self._target.execute(sql.SQL("ANALYZE {}").format(_STAGE))
+            gone = await self._target.execute(
+                sql.SQL(
+                    "DELETE FROM ONLY {table} WHERE ctid IN (SELECT h.place FROM ({here}) AS h "
+                    "LEFT JOIN ({there}) AS t USING (hash0, hash1, nth) WHERE t.nth IS NULL)"
+                ).format(table=name, here=here, there=there),
+                prepare=False,
+            )
+            back = await self._target.execute(
+                sql.SQL(
+                    "INSERT INTO {table} {listed} {overriding} SELECT {columns} FROM {stage} WHERE ctid IN ("
+                    "SELECT t.place FROM ({there}) AS t "
+                    "LEFT JOIN ({here}) AS h USING (hash0, hash1, nth) WHERE h.nth IS NULL)"
+                ).format(
+                    table=name,
+                    listed=sql.SQL("({})").format(listed) if columns else sql.SQL(""),
+                    overriding=sql.SQL("OVERRIDING SYSTEM VALUE" if columns else ""),
+                    columns=listed,
+                    stage=_STAGE,
+                    here=here,
+                    there=there,
+                ),
+                prepare=False,
+            )
+            await self._target.execute(sql.SQL("DROP TABLE {}").format(_STAGE))
+        return Mended(back.rowcount, gone.rowcount, self._sent)
+
+    async def _relay(self, out: sql.Composed, into: sql.Composed) -> int:
+        def moved(count: int) -> None:
+            self._sent += count
+
+        statements = (out.as_bytes(), into.as_bytes())
+        return await relay(self._source, self._target, self._ends, statements, moved)
+
+
+class _Buckets(msgspec.Struct, frozen=True):
+    """Some of `count` buckets, a power of two."""
+
+    count: int
+    numbers: tuple[int, ...]
+
+    def holds(self, columns: Sequence[str], encoding: str) -> sql.Composed:
+        """The condition that a row is in one of them."""
+        return sql.SQL("{} & {} = ANY ({}::bigint[])").format(
+            text_hash(row_text(columns, encoding), SEEDS[0]),
+            sql.Literal(self.count - 1),
+            sql.Literal(list(self.numbers)),
+        )
+
+
+def _numbered(
+    table: sql.Composable, columns: Sequence[str], encoding: str, where: sql.Composable
+) -> sql.Composed:
+    """Where each row stands, what it says as two hashes, and which it is of those that say the same."""
+    return sql.SQL(
+        "SELECT place, hash0, hash1, row_number() OVER (PARTITION BY hash0, hash1) AS nth FROM ("
+        "SELECT ctid AS place, {} AS hash0, {} AS hash1 FROM ("
+        "SELECT ctid, {} AS row FROM ONLY {} WHERE {} OFFSET 0) AS r) AS n"
+    ).format(
+        text_hash(sql.Identifier("row"), SEEDS[0]),
+        text_hash(sql.Identifier("row"), SEEDS[1]),
+        row_text(columns, encoding),
+        table,
+        where,
+    )
+
+
+def _copy_out(name: sql.Identifier, columns: Sequence[str], binary: bool) -> sql.Composed:
+    """The COPY of a table's own rows out of a server."""
+    return sql.SQL("COPY {}{} TO STDOUT{}").format(name, _in_brackets(columns), _format(binary))
+
+
+def _copy_in(name: sql.Identifier, columns: Sequence[str], binary: bool) -> sql.Composed:
+    return sql.SQL("COPY {}{} FROM STDIN{}").format(name, _in_brackets(columns), _format(binary))
+
+
+def _format(binary: bool) -> sql.SQL:
+    return sql.SQL(" (FORMAT binary)" if binary else "")
+
+
+def _listed(columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))
+
+
+def _in_brackets(columns: Sequence[str]) -> sql.Composable:
+    return sql.SQL(" ({})").format(_listed(columns)) if columns else sql.SQL("")
+
+
+def _encoding(conn: AsyncConnection[Any]) -> str:
+    return conn.info.parameter_status("server_encoding") or "UTF8"
