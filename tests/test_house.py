@@ -28,6 +28,7 @@ FLOORS = {
     "copy": 3,
     "apply": 3,
     "compare": 3,
+    "guard": 3,
     "link": 4,
     "doctor": 4,
     "daemon": 5,

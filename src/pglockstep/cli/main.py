@@ -29,6 +29,8 @@ COMMANDS = {
     "run": "Keep the target level with the source: the daemon, in the foreground.",
     "check": "Are the ends identical? Changes nothing.",
     "status": "Every link at a glance.",
+    "incidents": "What the guard stopped, and the decision.",
+    "guard": "Announce a purge before it happens.",
     "journal": "What was received, transaction by transaction.",
     "teardown": "Remove everything of ours from both ends; never your tables or rows.",
 }

@@ -25,7 +25,7 @@ from pglockstep.units import human_bytes
 def command(links: tuple[str, ...], as_json: bool, watch: bool, **common: Any) -> int:
     """Show how each link stands: its daemon, both ends, how far behind, when it was last verified.
 
-    Exits 1 if an end does not answer or a link waits for somebody.
+    Exits 1 if an end does not answer, an incident is open or a link waits for somebody.
     """
     settings = Settings(**common)
 
@@ -59,6 +59,7 @@ def _sentences(found: LinkOverview) -> list[str]:
     lines = [f"{found.name}: {tense} {found.state.replace('_', ' ')}; {alive}"]
     if found.reason:
         lines.append(f"  why      {found.reason}")
+    lines.append(f"  guard    {_guard(found)}")
     lines.append(f"  source   {_end(found.source)}")
     lines.append(f"  target   {_end(found.target)}")
     if found.applied_lsn:
@@ -81,6 +82,14 @@ def _sentences(found: LinkOverview) -> list[str]:
     else:
         lines.append("  verified never; pglockstep check does it")
     return lines
+
+
+def _guard(found: LinkOverview) -> str:
+    if found.open_incidents:
+        return f"{found.guard}; pglockstep incidents tells of {'it' if found.open_incidents == 1 else 'them'}"
+    return (
+        found.guard if found.daemon_alive else f"{found.guard}: it judges whatever run and once would apply"
+    )
 
 
 def _journal(found: JournalOverview) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -10,7 +9,8 @@ import click
 from pglockstep.cli import options
 from pglockstep.cli.each import for_each
 from pglockstep.cli.options import Settings
-from pglockstep.errors import EXIT_OK, UsageProblem
+from pglockstep.cli.person import confirm
+from pglockstep.errors import EXIT_OK
 from pglockstep.link.link import Link
 from pglockstep.link.teardown import Removed, teardown
 
@@ -27,15 +27,8 @@ def command(links: tuple[str, ...], yes: bool, **common: Any) -> int:
     """
     settings = Settings(**common)
     names = [link.name for link in settings.links(settings.load(), links)]
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageProblem(
-                f"teardown of {', '.join(names)} asks first, and there is no terminal to ask on",
-                hint="add --yes",
-            )
-        click.confirm(
-            f"Remove everything of pglockstep from both ends of {', '.join(names)}?", abort=True, err=True
-        )
+    chosen = ", ".join(names)
+    confirm(f"Remove everything of pglockstep from both ends of {chosen}?", f"teardown of {chosen}", yes=yes)
     return for_each(settings, links, _teardown, _document, _sentences, lambda _: EXIT_OK, as_json=False)
 
 

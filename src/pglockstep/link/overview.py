@@ -10,11 +10,14 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.config.sections import LinkConfig
+from pglockstep.config.unbuilt import GUARD_AT_REST
 from pglockstep.errors import EndError, LockstepError
 from pglockstep.journal import inspection, reader
 from pglockstep.journal.folder import room, usable
 from pglockstep.link.session import source_position
 from pglockstep.link.states import UNHEALTHY, State
+from pglockstep.observe.incident import told
+from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.state import LinkStatus, StateDirectory
 from pglockstep.postgres import privileges, slots
 from pglockstep.postgres.connect import End, connect, describe, ends, fingerprint, translate
@@ -88,7 +91,8 @@ class LinkOverview(msgspec.Struct, kw_only=True):
     rows_per_second: float = 0.0
     tables: int | None = None
     rows: int | None = None
-    guard: str = "not built yet"
+    #: watching, idle (nothing is at work), or which incident holds the link or is being healed
+    guard: str
     open_incidents: int = 0
     last_verified: LastVerified
     last_backup: LastBackup
@@ -97,9 +101,10 @@ class LinkOverview(msgspec.Struct, kw_only=True):
 
     @property
     def healthy(self) -> bool:
-        """Whether both ends answer, the slot stands and the link does not wait for anybody."""
+        """Whether both ends answer, the slot stands, no incident is open and the link does not wait for anybody."""
         answers = self.source.reachable and self.target.reachable
-        return answers and self.source.error is None and self.state not in UNHEALTHY
+        stands = self.source.error is None and self.state not in UNHEALTHY
+        return answers and stands and not self.open_incidents
 
 
 async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
@@ -113,6 +118,7 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
         await _slot(source_end, source, slot_name(link_id))
     daemon = state.daemon_pid(key) is not None or (holder is not None and holder.is_daemon)
     applied = status.applied_lsn if record is None or record.progress is None else str(record.progress)
+    incidents = Incidents(state).listed([key], only_open=True)
     found = LinkOverview(
         name=link.name,
         state=_state(status, record, target, daemon=daemon),
@@ -126,6 +132,8 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
         rows_per_second=status.rows_per_second if daemon else 0.0,
         tables=status.tables,
         rows=status.rows,
+        guard=told(incidents, otherwise=GUARD_AT_REST),
+        open_incidents=len(incidents),
         last_verified=LastVerified(status.verified_at, status.verdict),
         last_backup=LastBackup(),
         journal=_journal(
