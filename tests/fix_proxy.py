@@ -107,9 +107,13 @@ class Proxy:
         self._silent.clear()
 
     async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        if others:
-            await asyncio.wait(others, timeout=5)
+        deadline = self._loop.time() + 5
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            # who was accepted just before we stopped listening, too
+            await self._reset_all()
+            await asyncio.wait(others, timeout=0.2)
+            if self._loop.time() > deadline:
+                break
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -117,13 +121,15 @@ class Proxy:
             self._silent.add(writer)
             await self._swallow(reader)
             return
+        self._writers.add(writer)
         try:
             there_reader, there_writer = await asyncio.open_connection(*self._server_at)
         except OSError:
+            self._writers.discard(writer)
             _break_off(writer)
             return
         both = {writer, there_writer}
-        self._writers |= both
+        self._writers.add(there_writer)
         try:
             await asyncio.gather(
                 self._pump(reader, there_writer), self._pump(there_reader, writer), return_exceptions=True
