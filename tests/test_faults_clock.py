@@ -19,12 +19,15 @@ SOURCE = Path(pglockstep.__file__).parent
 #: Who may look at the time of day, and what for: to show it to people, but for how long the journal keeps what nobody needs.
 LOOKS_AT_THE_CLOCK = {
     "apply/applier.py": "when something was last applied",
+    "cli/guard.py": "until when a purge that is announced now may pass",
+    "cli/incidents.py": "when something was decided",
     "journal/journal.py": "how old a segment is that nobody needs any more",
     "journal/segments.py": "when a segment was begun",
     "link/intake.py": "a field of the protocol that the server puts into pg_stat_replication",
     "link/overview.py": "how long ago something was",
     "link/standing.py": "how long the target has been behind",
     "link/verify.py": "when the ends were compared, and how old progress is",
+    "observe/incidents.py": "when an incident was opened, changed or decided",
     "observe/state.py": "when a state was written down",
 }
 
