@@ -32,7 +32,10 @@ _MOST_BUCKETS: Final = 1 << 16
 #: From this share of buckets on that differ, the table travels whole.
 _MOST_OF_IT: Final = 0.5
 
+#: The session's own tables: the source's rows in question, and where each row stands on either side, with what it says.
 _STAGE = sql.Identifier("pg_temp", "pglockstep_mend")
+_HERE = sql.Identifier("pg_temp", "pglockstep_here")
+_THERE = sql.Identifier("pg_temp", "pglockstep_there")
 
 
 class Mended(msgspec.Struct, frozen=True):
@@ -73,12 +76,15 @@ class Mender:
         with translate(self._ends[1]):
             cursor = await self._target.execute(
                 sql.SQL(
-                    "LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE; SELECT NOT EXISTS (SELECT FROM ONLY {})"
-                ).format(name, name),
+                    "LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE; SELECT NOT EXISTS (SELECT FROM ONLY {}), "
+                    "EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = {}::regclass AND indisprimary AND indisvalid)"
+                ).format(name, name, sql.Literal(name.as_string())),
                 prepare=False,
             )
             cursor.nextset()
-            empty = await cursor.fetchone() == (True,)
+            row = await cursor.fetchone()
+        assert row is not None
+        empty, has_key = row
         binary = is_binary(extent.types, same_major=self._same_major)
         columns = [column.name for column in table.data_columns]
         if empty:
@@ -87,7 +93,9 @@ class Mender:
         buckets = await self._buckets(table, columns, extent)
         if buckets is not None and not buckets.numbers:
             return Mended()
-        return await self._exchange(name, columns, binary, buckets)
+        # no two rows with one key say the same
+        unique = has_key and bool(table.primary_key)
+        return await self._exchange(name, columns, binary, buckets, unique=unique)
 
     async def _buckets(self, table: Table, columns: Sequence[str], extent: Extent) -> _Buckets | None:
         """The buckets in which the ends differ; None if the table travels whole."""
@@ -142,7 +150,13 @@ class Mender:
         return found
 
     async def _exchange(
-        self, name: sql.Identifier, columns: Sequence[str], binary: bool, buckets: _Buckets | None
+        self,
+        name: sql.Identifier,
+        columns: Sequence[str],
+        binary: bool,
+        buckets: _Buckets | None,
+        *,
+        unique: bool,
     ) -> Mended:
         """Fetch the rows in question, and write those that differ."""
         listed = _listed(columns)
@@ -160,35 +174,29 @@ class Mender:
             query = sql.SQL("COPY ({}) TO STDOUT{}").format(rows, _format(binary))
         await self._relay(query, _copy_in(_STAGE, columns, binary))
         encoding = _encoding(self._target)
-        where = sql.SQL("true") if buckets is None else buckets.holds(columns, encoding)
-        here = _numbered(name, columns, encoding, where)
-        there = _numbered(_STAGE, columns, encoding, sql.SQL("true"))
+        where = None if buckets is None else buckets.holds(columns, encoding)
+        here = _numbered(name, columns, encoding, where, unique=unique)
+        there = _numbered(_STAGE, columns, encoding, None, unique=unique)
         with translate(self._ends[1]):
-            await self._target.execute(sql.SQL("ANALYZE {}").format(_STAGE))
+            for kept, query in ((_HERE, here), (_THERE, there)):
+                await self._target.execute(
+                    sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS {}").format(kept, query), prepare=False
+                )
+            await self._target.execute(sql.SQL("ANALYZE {}, {}").format(_HERE, _THERE))
             gone = await self._target.execute(
-                sql.SQL(
-                    "DELETE FROM ONLY {table} WHERE ctid IN (SELECT h.place FROM ({here}) AS h "
-                    "LEFT JOIN ({there}) AS t USING (hash0, hash1, nth) WHERE t.nth IS NULL)"
-                ).format(table=name, here=here, there=there),
-                prepare=False,
+                sql.SQL("DELETE FROM ONLY {} WHERE ctid IN ({})").format(name, _without(_HERE, _THERE))
             )
             back = await self._target.execute(
-                sql.SQL(
-                    "INSERT INTO {table} {listed} {overriding} SELECT {columns} FROM {stage} WHERE ctid IN ("
-                    "SELECT t.place FROM ({there}) AS t "
-                    "LEFT JOIN ({here}) AS h USING (hash0, hash1, nth) WHERE h.nth IS NULL)"
-                ).format(
-                    table=name,
-                    listed=sql.SQL("({})").format(listed) if columns else sql.SQL(""),
-                    overriding=sql.SQL("OVERRIDING SYSTEM VALUE" if columns else ""),
-                    columns=listed,
-                    stage=_STAGE,
-                    here=here,
-                    there=there,
-                ),
-                prepare=False,
+                sql.SQL("INSERT INTO {}{}{} SELECT {} FROM {} WHERE ctid IN ({})").format(
+                    name,
+                    _in_brackets(columns),
+                    sql.SQL(" OVERRIDING SYSTEM VALUE" if columns else ""),
+                    listed,
+                    _STAGE,
+                    _without(_THERE, _HERE),
+                )
             )
-            await self._target.execute(sql.SQL("DROP TABLE {}").format(_STAGE))
+            await self._target.execute(sql.SQL("DROP TABLE {}, {}, {}").format(_STAGE, _HERE, _THERE))
         return Mended(back.rowcount, gone.rowcount, self._sent)
 
     async def _relay(self, out: sql.Composed, into: sql.Composed) -> int:
@@ -215,20 +223,32 @@ class _Buckets(msgspec.Struct, frozen=True):
 
 
 def _numbered(
-    table: sql.Composable, columns: Sequence[str], encoding: str, where: sql.Composable
+    table: sql.Composable,
+    columns: Sequence[str],
+    encoding: str,
+    where: sql.Composable | None,
+    *,
+    unique: bool,
 ) -> sql.Composed:
     """Where each row stands, what it says as two hashes, and which it is of those that say the same."""
     return sql.SQL(
-        "SELECT place, hash0, hash1, row_number() OVER (PARTITION BY hash0, hash1) AS nth FROM ("
-        "SELECT ctid AS place, {} AS hash0, {} AS hash1 FROM ("
-        "SELECT ctid, {} AS row FROM ONLY {} WHERE {} OFFSET 0) AS r) AS n"
+        "SELECT place, hash0, hash1, {} AS nth FROM (SELECT ctid AS place, {} AS hash0, {} AS hash1 "
+        'FROM (SELECT ctid, {} AS "row" FROM ONLY {}{} OFFSET 0) AS r) AS n'
     ).format(
+        sql.SQL("1" if unique else "row_number() OVER (PARTITION BY hash0, hash1)"),
         text_hash(sql.Identifier("row"), SEEDS[0]),
         text_hash(sql.Identifier("row"), SEEDS[1]),
         row_text(columns, encoding),
         table,
-        where,
+        sql.SQL("") if where is None else sql.SQL(" WHERE {}").format(where),
     )
+
+
+def _without(these: sql.Identifier, others: sql.Identifier) -> sql.Composed:
+    """The places of those rows that are not among the others."""
+    return sql.SQL(
+        "SELECT t.place FROM {} AS t LEFT JOIN {} AS o USING (hash0, hash1, nth) WHERE o.nth IS NULL"
+    ).format(these, others)
 
 
 def _copy_out(name: sql.Identifier, columns: Sequence[str], binary: bool) -> sql.Composed:
