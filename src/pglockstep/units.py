@@ -27,6 +27,10 @@ class Lsn(int):
     __repr__ = __str__
 
 
+#: Behind every other.
+LAST_LSN = Lsn((1 << 64) - 1)
+
+
 class Duration(float):
     """Seconds, written with a unit in configuration files: ``500ms``, ``30s``, ``10m``, ``1h``, ``2d``."""
 

@@ -24,7 +24,7 @@ from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 
 from pglockstep import failpoints
-from pglockstep.apply.batch import Batch, BatchBuilder, Run
+from pglockstep.apply.batch import Batch, BatchBuilder, Gate, Run
 from pglockstep.apply.net import Irregular
 from pglockstep.apply.session import Outcome, Query, Session
 from pglockstep.apply.sets import TableSets
@@ -86,7 +86,8 @@ class Applier:
 
     `catalog_conn`, if it is another one, is where the target's catalog is read while a batch is under way;
     `copied` are the tables that were copied later than `progress`, and as of when. `at_barrier` is awaited before the
-    commit of a batch with a barrier, or of rows of which `outran`, told of each table's inserts, says so.
+    commit of a batch with a barrier, or of rows of which `outran`, told of each table's inserts, says so. `gate`: who
+    is asked before a transaction goes on.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Applier:
         outran: Callable[[QualifiedName, int], bool] | None = None,
         catalog_conn: AsyncConnection[TupleRow] | None = None,
         copied: Mapping[QualifiedName, Lsn] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._end = end
         self._conn = conn
@@ -122,7 +124,7 @@ class Applier:
         self._group: Counter[str] = Counter()
         self._careful = careful
         #: gathers messages into the batches that `run` takes
-        self.builder = BatchBuilder(link, progress, self._table, copied=copied)
+        self.builder = BatchBuilder(link, progress, self._table, copied=copied, gate=gate)
         self.builder.one_by_one = careful
         self.progress = progress
         self.transactions = 0

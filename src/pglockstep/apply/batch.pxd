@@ -38,6 +38,12 @@ cdef class BatchBuilder:
     cdef object _link
     cdef object _copied
     cdef object _table_of
+    cdef object _gate
+    cdef object _begun
+    cdef object _ending
+    cdef Batch _held
+    cdef bint _large
+    cdef readonly bint held
     cdef dict _announced
     cdef dict _writers
     cdef object _sealed
@@ -75,5 +81,13 @@ cdef class BatchBuilder:
     cdef _writer(self, relation_id)
     cdef _truncate(self, message)
 
-    @cython.locals(done=Batch)
     cdef _end(self, message)
+
+    @cython.locals(done=Batch, passes=cython.bint, large=cython.bint)
+    cdef _close(self, message)
+
+    cdef _complete(self, Batch done)
+    cdef _hold(self, Batch batch)
+
+    @cython.locals(held=Batch)
+    cpdef release(self)

@@ -4,12 +4,16 @@ A batch holds complete transactions; only one too large for a batch arrives in p
 transaction until its commit. Inside of a batch the changes of each table are a run of their own, in the source's
 order; between runs order does not matter, because nothing of the target's fires for our rows. What does matter to
 every table, a TRUNCATE or a table described anew, starts another round of runs.
+
+A gate, if there is one, is asked before a transaction joins a batch. What it does not let pass is held back, and with it
+everything behind.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from pglockstep.apply.net import Change
 from pglockstep.apply.statements import Statement, TableWriter, truncate
@@ -157,12 +161,25 @@ def _joined(ours: Round | Statement, theirs: Round | Statement) -> bool:
     return True
 
 
+class Gate(Protocol):
+    """Whether what a transaction does may go to the target. Asked once for each; what it answers no to is held back."""
+
+    def whole(self, begin: Begin, commit: Commit, batch: Batch) -> bool:
+        """A transaction that is in memory."""
+
+    def part(self, begin: Begin, batch: Batch) -> bool:
+        """A part of one that is too large for that, before it goes into the target's open transaction."""
+
+    def end(self, begin: Begin, commit: Commit) -> bool:
+        """The commit of such a one, when all of its parts are there."""
+
+
 class BatchBuilder:
     """Takes the stream's messages one by one; hands out batches.
 
     What begins before `position` has been applied already and is left out. `one_by_one`: every transaction is a
     batch of its own. `copied`: tables that were copied later than the rest, and as of when. `table_of` gives the
-    target's table of a name, or raises.
+    target's table of a name, or raises. While something is `held` back by the `gate`, nothing more is taken.
     """
 
     def __init__(
@@ -172,9 +189,16 @@ class BatchBuilder:
         table_of: Callable[[QualifiedName], Table],
         *,
         copied: Mapping[QualifiedName, Lsn] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._link = link
         self._copied = copied or {}
+        self._gate = gate
+        self._begun = Begin(0, 0, 0)
+        self._held: Batch | None = None
+        # the commit that was taken while the part before it is held back
+        self._ending: Commit | None = None
+        self._large = False
         self._table_of = table_of
         self._announced: dict[int, Relation] = {}
         self._writers: dict[int, TableWriter] = {}
@@ -188,6 +212,7 @@ class BatchBuilder:
         self.position = position
         self.in_transaction = False
         self.one_by_one = False
+        self.held = False
 
     @property
     def full(self) -> int:
@@ -222,13 +247,14 @@ class BatchBuilder:
         """Take the messages in `payloads` from `start` on; returns the index of the first that was not taken.
 
         That is where a `Relation` stands, which has to be described before what follows it; where there are two
-        full batches, so that the rest has to wait; or the end. Raises what `decode` and `take` raise.
+        full batches, or something is held back, so that the rest has to wait; or the end. Raises what `decode` and
+        `take` raise.
         """
         for index in range(start, len(payloads)):
             data = payloads[index]
             size = len(data)
             kind = data[0] if size else 0
-            if kind == _RELATION or len(self._sealed) > 1:
+            if kind == _RELATION or self.held or len(self._sealed) > 1:
                 return index
             if kind in (_INSERT, _UPDATE, _DELETE) and size > _OID + 1:
                 # most messages by far; what is in them, nobody may ever ask
@@ -282,6 +308,7 @@ class BatchBuilder:
             raise ProtocolViolation("the source began a transaction inside another")
         self.in_transaction = True
         self._runs = {}
+        self._begun = message
         self._final_lsn = message.final_lsn
         # its commit record starts before our position: applied already
         self._leave_out = message.final_lsn < self.position
@@ -301,8 +328,12 @@ class BatchBuilder:
         part, self._current = self._current, Batch()
         # it counts when it is complete
         self._current.transactions, part.transactions = part.transactions, 0
-        self._sealed.append(part)
         self._runs = {}
+        self._large = True
+        if self._gate is not None and not self._gate.part(self._begun, part):
+            self._hold(part)
+        else:
+            self._sealed.append(part)
 
     def _start_run(self, relation_id: int) -> Run | None:
         writer = self._writer(relation_id)
@@ -346,12 +377,36 @@ class BatchBuilder:
         if not self.in_transaction:
             raise ProtocolViolation("the source ended a transaction that did not begin")
         self.in_transaction = False
-        done, self._current = self._current, Batch()
         if self._leave_out:
+            self._current = Batch()
             self._leave_out = False
             return
         self.position = Lsn(message.end_lsn)
+        if self._gate is not None and self._large and self._current.steps:
+            # it is judged when all of it is there: the commit goes by itself
+            self._part()
+        if self.held:
+            self._ending = message
+        else:
+            self._close(message)
+
+    def _close(self, message: Commit) -> None:
+        """All that a transaction did has been taken, and may go on but for its commit."""
+        done, self._current = self._current, Batch()
         done.commit = message
+        large, self._large = self._large, False
+        passes = True
+        if self._gate is not None:
+            if large:
+                passes = self._gate.end(self._begun, message)
+            elif done.steps:
+                passes = self._gate.whole(self._begun, message, done)
+        if passes:
+            self._complete(done)
+        else:
+            self._hold(done)
+
+    def _complete(self, done: Batch) -> None:
         if self._ready.commit is None:
             self._ready = done
         else:
@@ -359,3 +414,20 @@ class BatchBuilder:
         if self.one_by_one or self._ready.size >= FULL:
             self._sealed.append(self._ready)
             self._ready = Batch()
+
+    def _hold(self, batch: Batch) -> None:
+        self._held = batch
+        self.held = True
+
+    def release(self) -> None:
+        """What was held back may go on. What comes behind it may be held back in its turn."""
+        held, self._held = self._held, None
+        self.held = False
+        assert held is not None
+        if held.commit is None:
+            self._sealed.append(held)
+        else:
+            self._complete(held)
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            self._close(ending)

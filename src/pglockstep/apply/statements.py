@@ -43,7 +43,7 @@ _SHAPES = 200
 
 
 class Statement(msgspec.Struct, frozen=True, gc=False):
-    """One statement for the target. It must touch exactly one row if `one_row`."""
+    """One statement for the target. It must touch exactly one row if `one_row`. `emptied`: the tables of a TRUNCATE."""
 
     query: bytes
     parameters: tuple[bytes | None, ...]
@@ -53,6 +53,7 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     one_row: bool = True
     #: what to run in its place where PostgreSQL does not support it, although it did on the source
     instead: tuple[bytes, ...] = ()
+    emptied: tuple[QualifiedName, ...] = ()
 
     def __str__(self) -> str:
         """What it does and to which row, for a person."""
@@ -307,7 +308,7 @@ def truncate(tables: Sequence[QualifiedName], *, restart_identity: bool) -> Stat
     restart = sql.SQL("RESTART IDENTITY") if restart_identity else sql.SQL("CONTINUE IDENTITY")
     query = sql.SQL("TRUNCATE {} {}").format(names, restart).as_bytes()
     instead = tuple(sql.SQL("DELETE FROM ONLY {}").format(name.sql()).as_bytes() for name in tables)
-    return Statement(query, (), "TRUNCATE", tables[0], one_row=False, instead=instead)
+    return Statement(query, (), "TRUNCATE", tables[0], one_row=False, instead=instead, emptied=tuple(tables))
 
 
 def _placeholder(position: int) -> sql.Composable:

@@ -1,13 +1,44 @@
-"""What becomes of a decision that a command has written down: a live daemon carries it out, or whoever works on the link next."""
+"""What becomes of a decision that was written down: a live daemon carries it out, or whoever works on the link next.
+
+Whoever has the link's lock settles its open incidents before anything is applied. One that nobody has decided stops the
+link: that is what *held* means. An approval is carried out by the stream itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterable, Sequence
 
-from pglockstep.errors import DecisionRefused
-from pglockstep.link.link import Link
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.errors import (
+    DecisionRefused,
+    EndError,
+    LockstepError,
+    NotInJournal,
+)
+from pglockstep.findings import counted
+from pglockstep.guard import heal as healing
+from pglockstep.guard import restore_journal
+from pglockstep.guard.restore import Order, restore
+from pglockstep.guard.restore_outcome import Outcome
+from pglockstep.link import session
+from pglockstep.link.link import Link, demand_progress
+from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
+from pglockstep.postgres import catalog
+from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.progress import detached
+from pglockstep.progress import target as progress
+from pglockstep.progress.target import LinkRecord
+from pglockstep.units import Lsn
+from pglockstep.wal.messages import Message
+
+log = logging.getLogger(__name__)
 
 #: How often a command looks whether the daemon has carried its decision out, in seconds.
 _LOOK = 0.1
@@ -45,6 +76,176 @@ def _outcome(store: Incidents, decided: Incident) -> Incident | None:
     )
 
 
+def undecided(incidents: Iterable[Incident]) -> Incident | None:
+    """The first of these that keeps the link from going on until somebody decides. Pure."""
+    return next((each for each in incidents if each.state == "held" and each.decision is None), None)
+
+
+def demand_decided(link: Link) -> None:
+    """Raise `IncidentOpen` if an incident of the link waits for a decision."""
+    if (found := undecided(link.open_incidents())) is not None:
+        raise needs_decision(found)
+
+
+async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> None:
+    """Carry out what was decided, over the session that holds the link's lock; raises `IncidentOpen` for what was not.
+
+    What has been approved is left to the stream. An end that is away is raised, and the decision stands; what else goes wrong
+    takes it back.
+    """
+    demand_decided(link)
+    for incident in link.open_incidents():
+        with translate(target):
+            record = demand_progress(await progress.read(conn))
+            await progress.upgrade(conn)
+        assert incident.decision is not None
+        assert record.progress is not None
+        if incident.decision.verb == "approve":
+            link.gate.let_through(incident, record.progress)
+            continue
+        try:
+            if incident.decision.verb == "restore":
+                await _restore(link, conn, target, record, incident)
+            else:
+                await _reject(link, conn, target, incident)
+        except EndError as error:
+            if error.transient:
+                raise
+            _take_back(link, incident, error)
+        except LockstepError as error:
+            _take_back(link, incident, error)
+    demand_decided(link)
+
+
+def _take_back(link: Link, incident: Incident, error: LockstepError) -> None:
+    """The decision could not be carried out: the incident is held again, and says why."""
+    link.incidents.undecided(incident.id, f"{error.message} ({error.hint})" if error.hint else error.message)
+    log.error("incident %s: %s", incident.id, error, extra=link.about("guard.undecided"))
+
+
+async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, incident: Incident) -> None:
+    tables = _tables(incident)
+    with translate(target):
+        await detached.detach(conn, tables, incident.id)
+    link.gate.forget(tables)
+    names = ", ".join(map(str, tables))
+    link.incidents.concluded(
+        incident.id, "rejected", f"{names}: not followed any more; pglockstep resync brings a table back"
+    )
+    log.warning(
+        "incident %s was rejected: %s not followed any more",
+        incident.id,
+        names,
+        extra=link.about("guard.rejected"),
+    )
+
+
+async def _restore(
+    link: Link, conn: AsyncConnection[TupleRow], target: End, record: LinkRecord, incident: Incident
+) -> None:
+    """Put back on the source what the incident took; then bring its tables level, whatever has happened to them since."""
+    link.standing.move(Event.HEAL_STARTED, f"incident {incident.id} is being restored on the source")
+    source = ends(link.config)[0]
+    outcome = await restore(source, target, await _order(link, record, incident))
+    await level(link, conn, target, _tables(incident))
+    link.incidents.concluded(incident.id, "restored", _told(outcome))
+    log.info("incident %s: %s", incident.id, _told(outcome), extra=link.about("guard.restored"))
+
+
+async def level(
+    link: Link, conn: AsyncConnection[TupleRow], target: End, tables: Sequence[QualifiedName]
+) -> healing.Healed:
+    """Make these tables on the target what they are on the source, exactly; the stream then skips what they hold."""
+    source = ends(link.config)[0]
+    with translate(target):
+        remembered = await healing.remember(conn)
+        apart = await detached.read(conn)
+    left_out = await not_followed(link, source) | (apart.keys() - set(tables))
+    wish = healing.Wish(frozenset(left_out), frozenset(tables), None)
+    healed = await healing.heal(source, target, conn, remembered, wish)
+    with translate(target):
+        await detached.attach(conn, tables)
+    link.gate.forget(tables)
+    return healed
+
+
+async def not_followed(link: Link, source: End) -> set[QualifiedName]:
+    """The source's tables that this link leaves out."""
+    conn = await connect(source, "heal")
+    try:
+        with translate(source):
+            found = await catalog.tables(conn)
+        return {each.name for each in found if not link.selection.carries(*each.name)}
+    finally:
+        await conn.close()
+
+
+async def _order(link: Link, record: LinkRecord, incident: Incident) -> Order:
+    """What is to be put back, by what the journal has of it."""
+    tables = _tables(incident)
+    expected = {
+        QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables if not each.columns
+    }
+    assert incident.lsn is not None
+    lsn = Lsn.parse(incident.lsn)
+    since = Lsn.parse(incident.since_lsn) if incident.since_lsn else None
+    folder = link.state.journal(record.id)
+    first, spanned = since or lsn, since is not None
+    if spanned:
+        try:
+            await asyncio.to_thread(_whole, restore_journal.transactions(folder, first, lsn))
+        except NotInJournal:
+            # older than what the journal keeps: then it is every image of that time
+            first, spanned = lsn, False
+    return Order(
+        link=record,
+        incident=incident.id,
+        messages=restore_journal.transactions(folder, first, lsn),
+        only=tuple(tables),
+        expected=expected,
+        images_since=since,
+        spanned=spanned,
+    )
+
+
+def _whole(batches: Iterable[Sequence[Message]]) -> None:
+    for _ in batches:
+        pass
+
+
+def _tables(incident: Incident) -> list[QualifiedName]:
+    return sorted({QualifiedName(each.schema, each.table) for each in incident.tables})
+
+
+def _told(outcome: Outcome) -> str:
+    """What came of a restore, in a sentence. Pure."""
+    parts = [f"{counted(outcome.rows, 'row')} put back on the source"]
+    if outcome.made:
+        parts.append(f"{counted(len(outcome.made), 'object')} made again")
+    if outcome.renamed:
+        parts.append(", ".join(f"{now} has its name back (it was {was})" for now, was in outcome.renamed))
+    if outcome.rows_left:
+        some = "; ".join(
+            f"{each.schema}.{each.table} {each.what}: {each.reason}" for each in outcome.left[:5]
+        )
+        parts.append(f"{counted(outcome.rows_left, 'row')} left as they are ({some})")
+    parts += [
+        f"{counted(each.rows, 'row')} of {each.schema}.{each.table} now refer to nothing by {each.constraint}"
+        for each in outcome.violations
+    ]
+    return "; ".join(parts)
+
+
 async def carry_out(link: Link, incident: Incident) -> Incident:
     """Carry the decision on `incident` out while no daemon runs; the incident as it is then."""
-    raise needs_decision(incident)
+    async with session.opened(link.config, "decide") as both:
+        if not await session.take_lock(both.target_conn, both.target):
+            raise needs_decision(incident)
+        try:
+            await settle(link, both.target_conn, both.target)
+        except LockstepError:
+            found = _outcome(link.incidents, incident)
+            if found is None:
+                raise
+            return found
+    return _outcome(link.incidents, incident) or link.incidents.get(incident.id)

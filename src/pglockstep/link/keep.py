@@ -23,6 +23,7 @@ from psycopg.rows import TupleRow
 from pglockstep.copy.source import end_sender, published_tables
 from pglockstep.errors import (
     ApplyRefused,
+    IncidentOpen,
     LinkHeld,
     LockstepError,
     Side,
@@ -36,6 +37,7 @@ from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
 from pglockstep.link import identities, retention, session
+from pglockstep.link.decisions import settle, undecided
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
@@ -57,6 +59,8 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 30.0
 #: How often the state is written down, in seconds.
 _REPORT_EVERY = 1.0
+#: How often it is looked whether somebody has decided, in seconds.
+_LOOK_FOR_DECISION_EVERY = 0.1
 #: How often the source is asked for tables that do not follow, in seconds.
 _LOOK_AGAIN_EVERY = 30.0
 
@@ -161,6 +165,8 @@ class Keeper:
                 return await attempt(careful)
             except Abandoned:
                 log.info("the source sends a large transaction again", extra=self._link.about("apply.again"))
+            except IncidentOpen as error:
+                await self._hold(error)
             except LockstepError as error:
                 if (task := asyncio.current_task()) and task.cancelling():
                     # a group of tasks that fails while it is cancelled forgets that it was
@@ -174,6 +180,16 @@ class Keeper:
                 seconds = pause(tries, random.random())  # noqa: S311
                 self._went_down(side, error, seconds)
                 await asyncio.sleep(seconds)
+
+    async def _hold(self, error: IncidentOpen) -> None:
+        """Nothing more is applied until whatever is open has been decided; the source goes on being received."""
+        self._link.standing.move(Event.HELD, error.message)
+        log.error("%s", error, extra=self._link.about("link.held"))
+        while True:
+            await asyncio.sleep(_LOOK_FOR_DECISION_EVERY)
+            if undecided(self._link.open_incidents()) is None:
+                break
+        self._link.standing.move(Event.RELEASED)
 
     def _went_down(self, side: Side, error: LockstepError, seconds: float) -> None:
         self._down[side] = error.message
@@ -289,6 +305,7 @@ class Keeper:
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
+            await settle(link, there.conn, there.end)
             applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
             async with applying as outlet:
                 self._outlet = outlet
@@ -317,6 +334,7 @@ class Keeper:
         assert self._journal is not None
         self._mind_the_journal(self._journal)
         self._link.standing.note(self._journal, self._outlet)
+        self._link.gate.save()
 
     async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:
         with translate(target):

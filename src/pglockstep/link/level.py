@@ -12,12 +12,13 @@ import time
 import msgspec
 
 from pglockstep.copy.ends import Ends
-from pglockstep.errors import EndError, Inconclusive, LinkHeld
-from pglockstep.link import identities, session
+from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
+from pglockstep.link import decisions, identities, session
 from pglockstep.link.keep import worth_another_try
 from pglockstep.link.link import Link
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.verify import LinkCheck, verify
+from pglockstep.observe.incident import needs_decision
 from pglockstep.postgres.connect import translate
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import Holder, LinkRecord
@@ -37,12 +38,14 @@ class OnceResult(msgspec.Struct, frozen=True):
 async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
     async with session.opened(link.config, "once") as ends:
+        decisions.demand_decided(link)
         while link.state.daemon_pid(link.key) or not await session.take_lock(
             ends.target_conn, ends.target, patience=0
         ):
             if (lsn := await _holder_passed_barrier(link, ends)) is not None:
                 return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
         record, copied_rows = await link.ready(ends)
+        await decisions.settle(link, ends.target_conn, ends.target)
         await identities.settle(link)
         transactions = changes = 0
         lsn = Lsn(0)
@@ -51,6 +54,10 @@ async def once(link: Link) -> OnceResult:
             nonlocal transactions, changes, lsn
             barrier = await session.emit_barrier(ends, record.id)
             try:
+                pipeline = await _apply_until(link, ends, barrier, careful=False)
+            except IncidentOpen:
+                # unless the configuration has decided
+                await decisions.settle(link, ends.target_conn, ends.target)
                 pipeline = await _apply_until(link, ends, barrier, careful=False)
             except EndError as error:
                 if error.transient or not worth_another_try(error, tries=1):
@@ -64,11 +71,16 @@ async def once(link: Link) -> OnceResult:
         await advance()
         check = await verify(link.config.name, ends, link.selection, record, advance)
         link.standing.remember(check)
+        link.gate.save()
         return OnceResult(check, copied_rows, transactions, changes, lsn)
 
 
 async def check(link: Link) -> LinkCheck:
-    """How the ends stand: beside a live holder at a barrier, else as they are. Changes nothing."""
+    """How the ends stand: beside a live holder at a barrier, else as they are. Changes nothing.
+
+    Raises `IncidentOpen` while there is one: how the ends differ then is what is to be decided.
+    """
+    _demand_none_open(link)
     async with session.opened(link.config, "check") as ends:
         try:
             if await _holder_passed_barrier(link, ends) is not None:
@@ -80,6 +92,11 @@ async def check(link: Link) -> LinkCheck:
         found = await verify(link.config.name, ends, link.selection, record, None)
         link.standing.remember(found)
         return found
+
+
+def _demand_none_open(link: Link) -> None:
+    if found := link.open_incidents():
+        raise needs_decision(decisions.undecided(found) or found[0])
 
 
 async def _apply_until(link: Link, ends: Ends, barrier: Lsn, *, careful: bool) -> Pipeline:
@@ -135,6 +152,7 @@ async def _barrier_passed(link: Link, ends: Ends, record: LinkRecord) -> Lsn | N
     last, deadline = record.progress, time.monotonic() + patience
     end = time.monotonic() + 10 * patience
     while True:
+        _demand_none_open(link)
         with translate(ends.target):
             now = await progress.read(ends.target_conn)
             held = await _holder(link, ends)

@@ -28,21 +28,24 @@ from pglockstep.journal.journal import Journal, Limits
 from pglockstep.journal.segments import newest_head
 from pglockstep.link import session
 from pglockstep.link.carrier import LOCK_PATIENCE, Carrier
+from pglockstep.link.gate import StreamGate
 from pglockstep.link.intake import Intake
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.standing import Standing
 from pglockstep.link.states import Event
+from pglockstep.observe.incident import Incident
+from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, fingerprint, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
 from pglockstep.postgres.slots import read as read_slot
-from pglockstep.progress import copying, slots
+from pglockstep.progress import copying, detached, slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
-from pglockstep.units import Lsn, human_bytes
+from pglockstep.units import LAST_LSN, Lsn, human_bytes
 from pglockstep.wal.messages import Relation
 from pglockstep.wal.pgoutput import decode
 
@@ -61,7 +64,10 @@ class Link:
         self.state = state
         self.selection = Selection.of(config)
         self.standing = Standing(config.name, self.key, state)
-        self.carrier = Carrier(*ends(config))
+        source, target = ends(config)
+        self.carrier = Carrier(source, target)
+        self.gate = StreamGate(config, self.key, state, target)
+        self.incidents = Incidents(state)
 
     async def ready(self, ends: Ends, *, lasting: bool = False) -> tuple[LinkRecord, int]:
         """The link's record, with its first copy made; and how many rows that copied just now.
@@ -134,7 +140,9 @@ class Link:
         """Bring tables that show different moments to one point; each skips what it holds already."""
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
+            parts = await copying.parts(ends.target_conn)
         assert record is not None
+        self.gate.seed(copying.rows_of(parts), copied)
         barrier = await session.emit_barrier(ends, record.id)
         async with self.applying(ends, copied=copied) as pipeline:
             await pipeline.run(until=barrier)
@@ -222,7 +230,12 @@ class Link:
         with answered(target, conn), translate(target):
             await session.act_as_replica(conn, target, facts, self.selection)
             record = demand_progress(await progress.read(conn))
-        assert record.progress is not None
+            assert record.progress is not None
+            await progress.upgrade(conn)
+            # what was put right, or copied, is ahead of the rest; what does not follow any more, for ever
+            known = dict(copied or await copying.ahead(conn, record.progress))
+            known |= dict.fromkeys(await detached.read(conn), LAST_LSN)
+        self.gate.begin(record.progress, known)
         watch = await connect(target, "watch", lock_timeout=LOCK_PATIENCE)
         try:
             reader = await journal.reader(record.progress)
@@ -236,7 +249,8 @@ class Link:
                     at_barrier=partial(self.carrier.carry, conn),
                     outran=self.carrier.outran,
                     catalog_conn=watch,
-                    copied=copied,
+                    copied=known,
+                    gate=self.gate,
                 )
                 with answered(target, conn, watch):
                     await applier.start()
@@ -244,7 +258,7 @@ class Link:
                     if isinstance(description, Relation):
                         applier.builder.announce(description)
                 async with self.carrier.lent(watch):
-                    yield Outlet(target, journal, reader, applier, conn, watch)
+                    yield Outlet(target, journal, reader, applier, conn, watch, self.gate)
             finally:
                 reader.close()
         finally:
@@ -252,6 +266,10 @@ class Link:
             # a transaction that did not end belongs to nobody now
             with suppress(psycopg.Error):
                 await conn.rollback()
+
+    def open_incidents(self) -> list[Incident]:
+        """The incidents of this link in which somebody, or the link itself, still has something to do."""
+        return self.incidents.listed([self.key], only_open=True)
 
     def about(self, action: str) -> dict[str, str]:
         """What a log record of this link carries."""

@@ -21,6 +21,7 @@ from pglockstep.errors import LockstepError, first_of
 from pglockstep.journal.follower import Abandoned, Follower
 from pglockstep.journal.journal import Journal
 from pglockstep.journal.kinds import size_of
+from pglockstep.link.gate import StreamGate
 from pglockstep.postgres.connect import End, answered, hang_up, translate
 from pglockstep.units import Lsn
 from pglockstep.wal.messages import Relation
@@ -41,7 +42,10 @@ BEHIND_AFTER = 3.0
 
 
 class Outlet:
-    """Applies what `reader` reads from `journal` by `applier` over `conn`; `watch` is a second session of the target's."""
+    """Applies what `reader` reads from `journal` by `applier` over `conn`; `watch` is a second session of the target's.
+
+    What the applier's gate holds back is settled by `gate`, once everything before it is there.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Outlet:
         applier: Applier,
         conn: AsyncConnection[TupleRow],
         watch: AsyncConnection[TupleRow],
+        gate: StreamGate | None = None,
     ) -> None:
         self._target = target
         self._journal = journal
@@ -58,6 +63,8 @@ class Outlet:
         self.applier = applier
         self._conn = conn
         self.watch = watch
+        self._gate = gate
+        self._stopped: LockstepError | None = None
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._asked_at = time.monotonic()
@@ -77,6 +84,12 @@ class Outlet:
     def lag_seconds(self) -> float:
         """How long the oldest change that has been taken has been waiting to be applied."""
         return 0.0 if self._unapplied_since is None else time.monotonic() - self._unapplied_since
+
+    def stop(self, error: LockstepError) -> None:
+        """End `run` with `error`, between two exchanges with the target; what has not been committed by then is not."""
+        self._stopped = error
+        self._arrived.set()
+        self._taken.set()
 
     async def run(self, until: Lsn | None = None) -> None:
         """Apply for ever, or until the target is complete up to `until`. Raises the first error."""
@@ -115,8 +128,8 @@ class Outlet:
         builder = self.applier.builder
         at = 0
         while (at := builder.feed(messages, at)) < len(messages):
-            if builder.full > 1:
-                # one waits for the target's next turn; the rest stays in the journal
+            if builder.held or builder.full > 1:
+                # one waits for the target's next turn, or for being let through; the rest stays in the journal
                 self._arrived.set()
                 self._taken.clear()
                 await self._taken.wait()
@@ -130,11 +143,18 @@ class Outlet:
     async def _apply(self, until: Lsn | None) -> None:
         builder = self.applier.builder
         while until is None or self.applier.progress < until:
+            if self._stopped is not None:
+                raise self._stopped
+            if builder.held and not builder.ready:
+                await self._settle()
+                continue
             batch = await self._next()
             if batch is not None:
                 failpoints.reach("apply.begin")
                 await self.applier.run(batch)
                 self._idle_since = time.monotonic()
+                if self._gate is not None and self._gate.awaits:
+                    self._gate.applied(self.applier.progress)
             if not builder.ready and not self.applier.in_transaction:
                 self._unapplied_since = None
                 await self._follow(until)
@@ -151,9 +171,11 @@ class Outlet:
         while not builder.full:
             if builder.ready:
                 left = began + _LONGEST_GATHERING - time.monotonic()
-                if builder.size <= _FEW or left <= 0 or self._failed:
+                if builder.size <= _FEW or left <= 0 or self._failed or builder.held:
                     break
                 patience = min(_PAUSE, left)
+            elif builder.held or self._stopped:
+                return None
             elif self._failed:
                 raise self._failed
             self._arrived.clear()
@@ -167,6 +189,14 @@ class Outlet:
         self._taken.set()
         return builder.seal() if builder.ready else None
 
+    async def _settle(self) -> None:
+        """The target has everything before what is held back: find out whether that may go on. Raises `IncidentOpen`."""
+        assert self._gate is not None
+        with answered(self._target, self._conn, self.watch), translate(self._target):
+            await self._gate.settle(self._conn, self.applier.progress)
+        self.applier.builder.release()
+        self._taken.set()
+
     async def _follow(self, until: Lsn | None) -> None:
         """Nothing is in flight: the target is complete up to the source's own position."""
         if not self._reader.level or self._journal.in_transaction:
@@ -178,6 +208,8 @@ class Outlet:
         ):
             failpoints.reach("progress.move")
             await self.applier.move_progress(position)
+            if self._gate is not None:
+                self._gate.passed_over(position)
             self._idle_since = time.monotonic()
 
     async def _ask(self) -> None:

@@ -111,3 +111,11 @@ def finished(arrived: list[Part]) -> dict[QualifiedName, Lsn]:
     for part in arrived:
         counted.setdefault(part.table, []).append(part)
     return {name: found[0].lsn for name, found in counted.items() if len(found) == found[0].parts}
+
+
+def rows_of(arrived: list[Part]) -> dict[QualifiedName, int]:
+    """How many rows each table was copied with. Pure."""
+    rows: dict[QualifiedName, int] = {}
+    for part in arrived:
+        rows[part.table] = rows.get(part.table, 0) + part.rows
+    return rows

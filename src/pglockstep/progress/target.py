@@ -21,7 +21,7 @@ from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
 from pglockstep.units import Lsn
 
 #: What this version writes; ``schema.sql`` is format 1, and each ``format_N.sql`` brings the one before it to N.
-FORMAT = 2
+FORMAT = 3
 
 #: The two halves of the advisory lock: "pgls" in ASCII, and the one link that a target can have.
 _LOCK = (0x70676C73, 1)

@@ -1,0 +1,115 @@
+"""What the judge asks of the target: how many rows a table holds, and in how many a column would become what it is to be.
+
+Each question is put over sessions that are lent, and changes nothing. Tables are read whole: they are asked about only where
+much of them is at stake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import LiteralString
+
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+
+from pglockstep.guard.answers import Question
+from pglockstep.guard.rows import composed, joined, names, numbered, only, text_of
+from pglockstep.postgres.catalog import Column, Table
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.wal.messages import Row, Unchanged, Value
+
+_ASKED = "pglockstep_asked"
+
+
+async def count(conn: AsyncConnection[TupleRow], table: QualifiedName) -> int:
+    """How many rows the table holds by itself; 0 where there is none. Raises psycopg's errors."""
+    there = await conn.execute("SELECT pg_catalog.to_regclass($1) IS NOT NULL", [table.sql().as_string()])
+    if await there.fetchone() != (True,):
+        return 0
+    return await _number(conn, composed("SELECT count(*) FROM ONLY {}", table.sql()))
+
+
+async def answer(
+    inside: AsyncConnection[TupleRow],
+    outside: AsyncConnection[TupleRow],
+    tables: Mapping[QualifiedName, Table],
+    question: Question,
+) -> int:
+    """The answer to `question`; `inside` has the transaction's parts open, if it came in parts. Raises psycopg's errors."""
+    table = tables[question.shape.name]
+    column = _column(table, question.name)
+    if question.keys is not None:
+        return await _becoming(outside, table, question, column)
+    holding = composed(
+        "SELECT count(*) FROM {} WHERE {}",
+        only(table, "t"),
+        _is(column, question.value, "IS NOT DISTINCT FROM"),
+    )
+    return max(0, await _number(inside, holding) - await _number(outside, holding))
+
+
+async def _becoming(conn: AsyncConnection[TupleRow], table: Table, question: Question, column: Column) -> int:
+    """In how many of the rows named by their keys the column is something else now."""
+    assert question.keys is not None
+    shape = question.shape
+    # without a key it is the whole row that names a row
+    key = [_column(table, shape.columns[index]) for index in shape.key or range(len(shape.columns))]
+    async with conn.transaction(force_rollback=True):
+        staged = numbered("k", len(key))
+        await conn.execute(
+            composed(
+                "CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP",
+                sql.Identifier(_ASKED),
+                joined(", ", [composed("{} text", each) for each in staged]),
+            )
+        )
+        await _stage(conn, question.keys, len(key))
+        # one row may be named by several keys where there is none: each is looked for
+        matches = joined(
+            " AND ",
+            [
+                composed("{} IS NOT DISTINCT FROM {}", text_of(each, "t"), there)
+                if not shape.key
+                else composed("{} = {}", text_of(each, "t"), there)
+                for each, there in zip(key, names(_ASKED, [f"k{i}" for i in range(len(key))]), strict=True)
+            ],
+        )
+        return await _number(
+            conn,
+            composed(
+                "SELECT count(*) FROM {} JOIN {} ON {} WHERE {}",
+                only(table, "t"),
+                sql.Identifier(_ASKED),
+                matches,
+                _is(column, question.value, "IS DISTINCT FROM"),
+            ),
+        )
+
+
+async def _stage(conn: AsyncConnection[TupleRow], keys: Sequence[Row], width: int) -> None:
+    copy = composed("COPY {} FROM STDIN", sql.Identifier(_ASKED))
+    async with conn.cursor().copy(copy) as into:
+        for key in keys:
+            assert len(key) == width
+            await into.write_row([_text(value) for value in key])
+
+
+def _text(value: Value) -> str | None:
+    return None if value is None or isinstance(value, Unchanged) else value.decode()
+
+
+def _is(column: Column, value: Value, operator: LiteralString) -> sql.Composable:
+    """Whether the column, told by its text, is the value (or is not)."""
+    return composed("{} {} {}", text_of(column, "t"), sql.SQL(operator), sql.Literal(_text(value)))
+
+
+def _column(table: Table, name: str) -> Column:
+    return next(each for each in table.columns if each.name == name)
+
+
+async def _number(conn: AsyncConnection[TupleRow], query: sql.Composed) -> int:
+    cursor = await conn.execute(query)
+    row = await cursor.fetchone()
+    assert row is not None
+    number: int = row[0]
+    return number

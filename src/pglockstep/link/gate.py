@@ -1,0 +1,355 @@
+"""The guard in the stream: every transaction is judged before it joins a batch.
+
+What the judge can tell by itself, nearly all, it tells at once. Where it has to know more, or where a rule trips, the stream
+stops before that transaction; the target gets everything before it, and then the gate asks the target, or opens the incident.
+
+The judge outlives the sessions: it has judged what comes again after one was lost. How many rows each table holds is written
+down, so that the next process need not count.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.apply.batch import Batch, Run
+from pglockstep.apply.statements import Statement, TableWriter
+from pglockstep.config.sections import LinkConfig
+from pglockstep.errors import ConfigError
+from pglockstep.guard import questions
+from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
+from pglockstep.guard.counts import TableCount
+from pglockstep.guard.judge import Judge
+from pglockstep.guard.policy import Rules
+from pglockstep.guard.transaction import Change, Shape, Tally, Transaction
+from pglockstep.observe.incident import Decision, Incident, needs_decision
+from pglockstep.observe.incidents import Incidents
+from pglockstep.observe.state import StateDirectory, TableRows
+from pglockstep.postgres import catalog
+from pglockstep.postgres.connect import End, connect, translate
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import Lsn
+from pglockstep.wal.frames import unix_time
+from pglockstep.wal.messages import Begin, Commit
+
+log = logging.getLogger(__name__)
+
+
+class StreamGate:
+    """The gate of one link; `key` names the link in the state directory."""
+
+    def __init__(self, config: LinkConfig, key: str, state: StateDirectory, target: End) -> None:
+        self._config = config
+        self._key = key
+        self._state = state
+        self._target = target
+        self._store = Incidents(state)
+        self.judge = Judge(config.guard)
+        self._shapes: dict[TableWriter, Shape] = {}
+        self._copied: Mapping[QualifiedName, Lsn] = {}
+        self._began = False
+        self._saved = -1
+        #: what is held back: the transaction, the judge's answer, and how to have it judged again
+        self._transaction: Transaction | None = None
+        self._answer: Answer | None = None
+        self._again: Callable[[], Answer] | None = None
+        #: approved, and not yet seen to be on the target
+        self._approved: list[Incident] = []
+
+    # --- beginning and leaving off ------------------------------------------------------------------------
+
+    def begin(self, progress: Lsn, copied: Mapping[QualifiedName, Lsn]) -> None:
+        """The stream goes on from `progress`; the tables `copied` are further."""
+        counts = self.judge.counts
+        self.judge.give_up()
+        self.judge.allow(self._store.allowances(self._key, datetime.now(UTC)))
+        self._shapes.clear()
+        self._copied = copied
+        self._answer = None
+        if not self._began:
+            self._began = True
+            for each in self._remembered():
+                counts.recall(each, progress)
+        elif progress > counts.position:
+            # somebody else has brought the target on
+            for each in counts.remember():
+                counts.recall(each, progress)
+        counts.position = max(counts.position, progress)
+
+    def seed(self, rows: Mapping[QualifiedName, int], lsns: Mapping[QualifiedName, Lsn]) -> None:
+        """The tables hold so many rows, each as of its LSN."""
+        self._began = True
+        now = round((datetime.now(UTC).timestamp() - unix_time(0)) * 1_000_000)
+        for name, lsn in lsns.items():
+            self.judge.counts.seed(name, rows[name], lsn, now)
+
+    def forget(self, tables: Sequence[QualifiedName]) -> None:
+        """These tables were changed beside the stream: they are counted anew when it matters."""
+        for name in tables:
+            self.judge.counts.account(name).forget()
+
+    def rows(self, name: QualifiedName) -> int | None:
+        """How many rows a table holds on the target; None while that is not known."""
+        return self.judge.counts.rows(name)
+
+    def _remembered(self) -> list[TableCount]:
+        known = self._state.load_rows(self._key)
+        if known is None:
+            return []
+        lsn, tables = known
+        return [
+            TableCount(
+                name=name,
+                rows=each.rows,
+                lsn=lsn if each.lsn is None else each.lsn,
+                filled_since=each.filled_since,
+                lost=each.lost,
+            )
+            for name, each in tables.items()
+        ]
+
+    def save(self) -> None:
+        """Write down how many rows each table holds, if that has changed."""
+        counts = self.judge.counts
+        if not self._began or counts.position == self._saved:
+            return
+        position = Lsn(counts.position)
+        rows = {
+            each.name: TableRows(
+                each.rows, each.filled_since, each.lost, each.lsn if each.lsn != position else None
+            )
+            for each in counts.remember()
+        }
+        try:
+            self._state.save_rows(self._key, position, rows)
+        except (OSError, sqlite3.Error, ConfigError) as error:
+            log.debug("row counts were not written down: %s", error, extra=self._about("guard.failed"))
+        else:
+            self._saved = position
+
+    def passed_over(self, position: Lsn) -> None:
+        """There is nothing up to `position` that was not judged."""
+        self.judge.counts.position = max(self.judge.counts.position, position)
+
+    # --- what the builder asks ----------------------------------------------------------------------------
+
+    def whole(self, begin: Begin, commit: Commit, batch: Batch) -> bool:
+        """Whether a transaction may join a batch."""
+        transaction = Transaction(
+            begin.xid, begin.final_lsn, commit.end_lsn, begin.commit_time, self._tallies(batch)
+        )
+        answer = self.judge.judge(transaction)
+        if type(answer) is Pass and not answer.used:
+            return True
+        return self._heard(transaction, answer, partial(self.judge.judge, transaction))
+
+    def part(self, begin: Begin, batch: Batch) -> bool:
+        """Whether a part of a large transaction may go into the target's open one."""
+        tallies = self._tallies(batch)
+        transaction = Transaction(begin.xid, begin.final_lsn, 0, begin.commit_time, tallies)
+        counts = self.judge.counts
+        uncounted = tuple(sorted(each.shape.name for each in tallies if counts.rows(each.shape.name) is None))
+        again = partial(self.judge.part, transaction)
+        if uncounted and begin.final_lsn >= counts.position:
+            # now, before its rows are locked by ourselves
+            return self._heard(transaction, Recount(uncounted), again)
+        return self._heard(transaction, again(), again)
+
+    def end(self, begin: Begin, commit: Commit) -> bool:
+        """Whether a large transaction may be committed."""
+        transaction = Transaction(begin.xid, begin.final_lsn, commit.end_lsn, begin.commit_time)
+        return self._heard(transaction, self.judge.end(transaction), partial(self.judge.end, transaction))
+
+    def _heard(self, transaction: Transaction, answer: Answer, again: Callable[[], Answer]) -> bool:
+        if isinstance(answer, Pass):
+            self._use(answer)
+            return True
+        self._transaction, self._answer, self._again = transaction, answer, again
+        return False
+
+    def _tallies(self, batch: Batch) -> list[Tally]:
+        steps = batch.steps
+        if len(steps) == 1 and isinstance(steps[0], dict):
+            return [
+                Tally(
+                    self._shapes.get(run.writer) or self._shape(run.writer),
+                    run.inserted,
+                    run.updated,
+                    run.deleted,
+                    False,
+                    partial(_changes, (run,)),
+                )
+                for run in steps[0].values()
+            ]
+        return self._tallies_of_several(steps)
+
+    def _tallies_of_several(self, steps: Sequence[dict[int, Run] | Statement]) -> list[Tally]:
+        """The same, where tables were emptied or described anew in between."""
+        found: dict[QualifiedName, Tally] = {}
+        runs: dict[QualifiedName, list[Run]] = {}
+        for step in steps:
+            if isinstance(step, Statement):
+                for name in step.emptied:
+                    shape = found[name].shape if name in found else self._shape_of(name)
+                    runs[name] = []
+                    found[name] = Tally(shape, truncated=True)
+                continue
+            for run in step.values():
+                name = run.writer.table.name
+                tally = found.get(name)
+                if tally is None:
+                    tally = found[name] = Tally(self._shape(run.writer))
+                runs.setdefault(name, []).append(run)
+                # the description that counts is the last one
+                tally.shape = self._shape(run.writer)
+                tally.inserted += run.inserted
+                tally.updated += run.updated
+                tally.deleted += run.deleted
+                tally.changes = partial(_changes, runs[name])
+        return list(found.values())
+
+    def _shape(self, writer: TableWriter) -> Shape:
+        shape = self._shapes.get(writer)
+        if shape is None:
+            columns = tuple(each.name for each in writer.relation.columns)
+            shape = self._shapes[writer] = Shape(writer.table.name, columns, writer.key)
+        return shape
+
+    def _shape_of(self, name: QualifiedName) -> Shape:
+        """The latest description of a table; nothing but its name matters where it was only emptied."""
+        known = [shape for shape in self._shapes.values() if shape.name == name]
+        return known[-1] if known else Shape(name, (), ())
+
+    # --- settling what is held back -----------------------------------------------------------------------
+
+    async def settle(self, inside: AsyncConnection[TupleRow], progress: Lsn) -> None:
+        """Find out whether what is held back may go on: the target has all before it, as of `progress`.
+
+        `inside` is the session that applies; a large transaction is open there. Returns if it may; raises `IncidentOpen`.
+        """
+        assert self._transaction is not None
+        assert self._answer is not None
+        assert self._again is not None
+        asked_store = False
+        while not isinstance(self._answer, Pass):
+            if isinstance(self._answer, Recount):
+                await self._recount(self._answer.tables, progress)
+                self._answer = self._again()
+            elif isinstance(self._answer, Ask):
+                self._answer = self.judge.answer(await self._ask(inside, self._answer))
+            elif not asked_store:
+                # what is allowed may have been written down a moment ago
+                asked_store = True
+                self.judge.allow(self._store.allowances(self._key, datetime.now(UTC)))
+                self._answer = self._again()
+            else:
+                raise needs_decision(self._open(self._transaction, self._answer))
+        self._use(self._answer)
+        self._answer = None
+
+    async def _recount(self, tables: Sequence[QualifiedName], progress: Lsn) -> None:
+        assert self._transaction is not None
+        conn = await connect(self._target, "count")
+        try:
+            for name in tables:
+                with translate(self._target):
+                    rows = await questions.count(conn, name)
+                lsn = max(progress, self._copied.get(name, Lsn(0)))
+                self.judge.counts.seed(name, rows, lsn, self._transaction.commit_time)
+        finally:
+            await conn.close()
+
+    async def _ask(self, inside: AsyncConnection[TupleRow], ask: Ask) -> list[int]:
+        outside = await connect(self._target, "guard")
+        try:
+            with translate(self._target):
+                tables = {each.name: each for each in await catalog.tables(outside)}
+                return [await questions.answer(inside, outside, tables, each) for each in ask.questions]
+        finally:
+            await outside.close()
+
+    def _use(self, passed: Pass) -> None:
+        for each in passed.used:
+            self._store.use(each.allowance, each.rows)
+            log.info(
+                "%d rows were lost that allowance %s covers",
+                each.rows,
+                each.allowance,
+                extra=self._about("guard.allowed"),
+            )
+
+    # --- incidents ----------------------------------------------------------------------------------------
+
+    def _open(self, transaction: Transaction, trip: Trip) -> Incident:
+        lsn = str(Lsn(transaction.final_lsn))
+        for known in self._store.listed([self._key], only_open=True):
+            if known.side == "source" and known.lsn == lsn:
+                return known
+        now = datetime.now(UTC)
+        happened = datetime.fromtimestamp(unix_time(transaction.commit_time), UTC)
+        incident = Incident(
+            link=self._config.name,
+            side="source",
+            kind=trip.kind,
+            message=trip.message,
+            tables=trip.losses,
+            opened_at=now,
+            xid=transaction.xid,
+            lsn=lsn,
+            since_lsn=None if trip.since_lsn is None else str(trip.since_lsn),
+            happened_at=happened,
+            detected_after_seconds=round(max(0.0, (now - happened).total_seconds()), 3),
+        )
+        return self.opened(incident)
+
+    def opened(self, incident: Incident) -> Incident:
+        """Write an incident of the source's down, and decide it where the configuration does."""
+        incident = self._store.open(self._key, incident)
+        log.error(
+            "incident %s: %s; held: the target stays as it was before",
+            incident.id,
+            incident.message,
+            extra=self._about("guard.held"),
+        )
+        rules = [
+            Rules.of(self._config.guard, QualifiedName(each.schema, each.table)) for each in incident.tables
+        ]
+        if rules and all(each.on_source_wipe == "restore" for each in rules):
+            decision = Decision("restore", "on_source_wipe", datetime.now(UTC))
+            incident = self._store.decide(incident.id, decision)
+        return incident
+
+    def let_through(self, incident: Incident, progress: Lsn) -> None:
+        """`incident` was approved: what it held may pass, if it has not already."""
+        if incident.lsn is not None and progress > Lsn.parse(incident.lsn):
+            self._store.concluded(incident.id, "approved")
+            return
+        if all(each.id != incident.id for each in self._approved):
+            self.judge.let_through(incident)
+            self._approved.append(incident)
+
+    def applied(self, progress: Lsn) -> None:
+        """The target is complete up to `progress`: what was approved may be there by now."""
+        for incident in list(self._approved):
+            if incident.lsn is not None and progress > Lsn.parse(incident.lsn):
+                self._approved.remove(incident)
+                self._store.concluded(incident.id, "approved")
+                log.info("incident %s was let through", incident.id, extra=self._about("guard.approved"))
+
+    @property
+    def awaits(self) -> bool:
+        """Whether something that was approved is still to come."""
+        return bool(self._approved)
+
+    def _about(self, action: str) -> dict[str, str]:
+        return {"action": action, "link": self._config.name}
+
+
+def _changes(runs: Sequence[Run]) -> list[Change]:
+    return [change for run in runs for change in run.changes]
