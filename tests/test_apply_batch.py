@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from encode_pgoutput import encode
 from pglockstep.apply import batch as batches
-from pglockstep.apply.batch import FULL, Batch, BatchBuilder
+from pglockstep.apply.batch import FULL, BatchBuilder
+from pglockstep.apply.runs import Batch
 from pglockstep.apply.statements import Statement
 from pglockstep.errors import ProtocolViolation
 from pglockstep.postgres.catalog import Column, Table

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from encode_pgoutput import encode
 from pglockstep import compiled
 from pglockstep.apply import encoding
-from pglockstep.apply.batch import Run
 from pglockstep.apply.encoding import copy_text, wire_last, wire_text
 from pglockstep.apply.net import Irregular, net
+from pglockstep.apply.runs import Run
 from pglockstep.apply.sets import Step, TableSets
 from pglockstep.apply.statements import TableWriter
 from pglockstep.postgres.catalog import Column, Table

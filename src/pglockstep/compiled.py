@@ -19,6 +19,7 @@ MODULES = (
     "pglockstep.apply.batch",
     "pglockstep.apply.encoding",
     "pglockstep.apply.net",
+    "pglockstep.apply.runs",
     "pglockstep.journal.kinds",
     "pglockstep.wal.frames",
     "pglockstep.wal.pgoutput",

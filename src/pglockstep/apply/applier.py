@@ -24,8 +24,9 @@ from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 
 from pglockstep import failpoints
-from pglockstep.apply.batch import Batch, BatchBuilder, Gate, Run
+from pglockstep.apply.batch import BatchBuilder, Gate
 from pglockstep.apply.net import Irregular
+from pglockstep.apply.runs import Batch, Run
 from pglockstep.apply.session import Outcome, Query, Session
 from pglockstep.apply.sets import TableSets
 from pglockstep.apply.staging import Staging

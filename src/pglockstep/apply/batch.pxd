@@ -1,37 +1,11 @@
 cimport cython
 
+from pglockstep.apply.runs cimport Batch, Run
+
 
 cdef int _EACH
 cdef int _INSERT, _UPDATE, _DELETE, _RELATION
-cdef int _OID, _NEW
-
-
-cdef class Run:
-    cdef readonly object writer
-    cdef readonly list rows
-    cdef list _changes
-    cdef readonly Py_ssize_t inserted
-    cdef readonly Py_ssize_t updated
-    cdef readonly Py_ssize_t deleted
-
-    @cython.locals(before=cython.Py_ssize_t, alike=cython.bint)
-    cpdef take(self, bytes data, int kind)
-    cpdef put(self, change)
-    cpdef add(self, Run later)
-
-
-cdef class Batch:
-    cdef readonly list steps
-    cdef readonly Py_ssize_t size
-    cdef readonly Py_ssize_t transactions
-    cdef readonly object commit
-    cdef readonly bint carry
-
-    cpdef add(self, Batch later)
-
-
-@cython.locals(before=Run, run=Run)
-cdef bint _joined(ours, theirs) except -1
+cdef int _OID
 
 
 cdef class BatchBuilder:

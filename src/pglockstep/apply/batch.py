@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pglockstep.apply.net import Change
-from pglockstep.apply.statements import Statement, TableWriter, truncate
+from pglockstep.apply.runs import Batch, Round, Run
+from pglockstep.apply.statements import TableWriter, truncate
 from pglockstep.errors import ProtocolViolation
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.names import QualifiedName
@@ -45,120 +46,6 @@ _EACH = 64
 _INSERT, _UPDATE, _DELETE, _RELATION = b"IUDR"
 #: Where the OID of a change's table ends; behind it stands which of its rows comes first.
 _OID = 4
-_NEW = ord("N")
-
-
-class Run:
-    """The changes of one table, in order, what writes them, and how many of them there are of each kind.
-
-    As long as all are of one kind they stay in `rows` as they were sent: Inserts, Deletes, or Updates that say nothing of
-    the old row.
-    """
-
-    __slots__ = ("_changes", "deleted", "inserted", "rows", "updated", "writer")
-
-    def __init__(self, writer: TableWriter) -> None:
-        self.writer = writer
-        self.rows: list[bytes] = []
-        self._changes: list[Change] = []
-        self.inserted = 0
-        self.updated = 0
-        self.deleted = 0
-
-    def __len__(self) -> int:
-        return self.inserted + self.updated + self.deleted
-
-    @property
-    def changes(self) -> list[Change]:
-        """All of them, as messages. Raises what `decode` raises."""
-        if self.rows:
-            self._changes = [decode(row) for row in self.rows]  # type: ignore[misc]
-            self.rows = []
-        return self._changes
-
-    def take(self, data: bytes, kind: int) -> None:
-        """Put a change behind what is here, as it was sent. Raises what `decode` raises."""
-        before = self.inserted + self.updated + self.deleted
-        if kind == _INSERT:
-            alike = before == self.inserted
-            self.inserted += 1
-        elif kind == _DELETE:
-            alike = before == self.deleted
-            self.deleted += 1
-        else:
-            alike = before == self.updated and data[_OID + 1] == _NEW
-            self.updated += 1
-        if alike and before == len(self.rows):
-            self.rows.append(data)
-        else:
-            self.changes.append(decode(data))  # type: ignore[arg-type]
-
-    def put(self, change: Change) -> None:
-        """Put a change behind what is here."""
-        self.changes.append(change)
-        if isinstance(change, Insert):
-            self.inserted += 1
-        elif isinstance(change, Update):
-            self.updated += 1
-        else:
-            self.deleted += 1
-
-    def add(self, later: Run) -> None:
-        """Put a later run of the same table behind this one."""
-        if self.rows and later.rows and self.rows[0][0] == later.rows[0][0]:
-            self.rows.extend(later.rows)
-        else:
-            self.changes.extend(later.changes)
-        self.inserted += later.inserted
-        self.updated += later.updated
-        self.deleted += later.deleted
-
-
-#: Runs by the OID of the source's table.
-Round = dict[int, Run]
-
-
-class Batch:
-    """What is applied together: rounds of runs, and TRUNCATEs between them.
-
-    `commit` is the last transaction's; None in the middle of a large one. `carry`: sequences are wanted.
-    """
-
-    __slots__ = ("carry", "commit", "size", "steps", "transactions")
-
-    def __init__(self) -> None:
-        self.steps: list[Round | Statement] = []
-        self.size = 0
-        self.transactions = 0
-        self.commit: Commit | None = None
-        self.carry = False
-
-    def add(self, later: Batch) -> None:
-        """Put a later transaction behind what is here."""
-        for step in later.steps:
-            if not self.steps or not _joined(self.steps[-1], step):
-                self.steps.append(step)
-        self.size += later.size
-        self.transactions += later.transactions
-        self.commit = later.commit
-        self.carry = self.carry or later.carry
-
-
-def _joined(ours: Round | Statement, theirs: Round | Statement) -> bool:
-    """Put the runs of a later round behind ours; false, with nothing done, where they are to stay apart."""
-    if not isinstance(ours, dict) or not isinstance(theirs, dict):
-        return False
-    for oid, run in theirs.items():
-        before = ours.get(oid)
-        if before is not None and before.writer is not run.writer:
-            return False
-    for oid, run in theirs.items():
-        before = ours.get(oid)
-        if before is None:
-            ours[oid] = run
-        else:
-            before.add(run)
-    return True
 
 
 class Gate(Protocol):

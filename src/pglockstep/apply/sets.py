@@ -17,9 +17,9 @@ from typing import LiteralString, cast
 import msgspec
 from psycopg import sql
 
-from pglockstep.apply.batch import Run
 from pglockstep.apply.encoding import copy_text, wire_last, wire_text
 from pglockstep.apply.net import Irregular, Net, net
+from pglockstep.apply.runs import Run
 from pglockstep.apply.statements import TableWriter, equals, plain
 from pglockstep.wal.messages import UNCHANGED, PartialRow, Row
 

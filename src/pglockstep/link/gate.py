@@ -18,7 +18,7 @@ from functools import partial
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.apply.batch import Batch, Run
+from pglockstep.apply.runs import Batch, Run
 from pglockstep.apply.statements import Statement, TableWriter
 from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import ConfigError

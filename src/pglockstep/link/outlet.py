@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep import failpoints
 from pglockstep.apply.applier import Applier
-from pglockstep.apply.batch import Batch
+from pglockstep.apply.runs import Batch
 from pglockstep.errors import LockstepError, first_of
 from pglockstep.journal.follower import Abandoned, Follower
 from pglockstep.journal.journal import Journal
