@@ -21,9 +21,9 @@ STOPS: tuple[StopMode, ...] = ("immediate", "fast")
 class Daemon:
     """A running ``pglockstep run`` and the commands beside it."""
 
-    def __init__(self, cli: Cli, pair: Pair) -> None:
+    def __init__(self, cli: Cli, pair: Pair, *, configured: bool = False) -> None:
         self._cli = cli
-        self._ends = ("--source", pair.source, "--target", pair.target)
+        self._ends = () if configured else ("--source", pair.source, "--target", pair.target)
         self.process = cli.start("run", *self._ends)
         wait_until(self._ready, 30, "the daemon to stream")
 

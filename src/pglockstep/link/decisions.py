@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -21,7 +21,7 @@ from pglockstep.errors import (
 )
 from pglockstep.findings import counted
 from pglockstep.guard import heal as healing
-from pglockstep.guard import restore_journal
+from pglockstep.guard import restore_journal, source_tables
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import Outcome
 from pglockstep.link import session
@@ -33,6 +33,7 @@ from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import detached
+from pglockstep.progress import source_tables as followed
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
@@ -127,6 +128,8 @@ async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, inci
     tables = _tables(incident)
     with translate(target):
         await detached.detach(conn, tables, incident.id)
+        if incident.kind == "drop":
+            await followed.forget(conn, tables)
     link.gate.forget(tables)
     names = ", ".join(map(str, tables))
     link.incidents.concluded(
@@ -146,7 +149,11 @@ async def _restore(
     """Put back on the source what the incident took; then bring its tables level, whatever has happened to them since."""
     link.standing.move(Event.HEAL_STARTED, f"incident {incident.id} is being restored on the source")
     source = ends(link.config)[0]
-    outcome = await restore(source, target, await _order(link, record, incident))
+    with translate(target):
+        known = await followed.read(conn)
+    outcome = await restore(source, target, await _order(link, record, incident, known))
+    if incident.kind == "drop":
+        await _follow(conn, target, source, _tables(incident))
     await level(link, conn, target, _tables(incident))
     link.incidents.concluded(incident.id, "restored", _told(outcome))
     log.info("incident %s: %s", incident.id, _told(outcome), extra=link.about("guard.restored"))
@@ -180,9 +187,28 @@ async def not_followed(link: Link, source: End) -> set[QualifiedName]:
         await conn.close()
 
 
-async def _order(link: Link, record: LinkRecord, incident: Incident) -> Order:
-    """What is to be put back, by what the journal has of it."""
+async def _follow(
+    conn: AsyncConnection[TupleRow], target: End, source: End, tables: Sequence[QualifiedName]
+) -> None:
+    """Tables that are on the source again are followed as what they are now."""
+    there = await connect(source, "catalog")
+    try:
+        with translate(source):
+            now = await source_tables.read(there)
+    finally:
+        await there.close()
+    with translate(target):
+        await followed.note(conn, {name: now[name] for name in tables if name in now})
+
+
+async def _order(
+    link: Link, record: LinkRecord, incident: Incident, known: Mapping[QualifiedName, int]
+) -> Order:
+    """What is to be put back: by the catalogs if tables are gone, else by what the journal has of it."""
     tables = _tables(incident)
+    if incident.kind == "drop":
+        rows = {QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables}
+        return Order(link=record, incident=incident.id, dropped=tuple(tables), known=known, expected=rows)
     expected = {
         QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables if not each.columns
     }

@@ -25,7 +25,7 @@ from pglockstep.errors import ConfigError
 from pglockstep.guard import questions
 from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
 from pglockstep.guard.counts import TableCount
-from pglockstep.guard.judge import Judge
+from pglockstep.guard.judge import Gone, Judge
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.transaction import Change, Shape, Tally, Transaction
 from pglockstep.observe.incident import Decision, Incident, needs_decision
@@ -85,7 +85,7 @@ class StreamGate:
     def seed(self, rows: Mapping[QualifiedName, int], lsns: Mapping[QualifiedName, Lsn]) -> None:
         """The tables hold so many rows, each as of its LSN."""
         self._began = True
-        now = round((datetime.now(UTC).timestamp() - unix_time(0)) * 1_000_000)
+        now = _microseconds(datetime.now(UTC))
         for name, lsn in lsns.items():
             self.judge.counts.seed(name, rows[name], lsn, now)
 
@@ -239,7 +239,7 @@ class StreamGate:
         asked_store = False
         while not isinstance(self._answer, Pass):
             if isinstance(self._answer, Recount):
-                await self._recount(self._answer.tables, progress)
+                await self._recount(self._answer.tables, progress, self._transaction.commit_time)
                 self._answer = self._again()
             elif isinstance(self._answer, Ask):
                 self._answer = self.judge.answer(await self._ask(inside, self._answer))
@@ -253,15 +253,45 @@ class StreamGate:
         self._use(self._answer)
         self._answer = None
 
-    async def _recount(self, tables: Sequence[QualifiedName], progress: Lsn) -> None:
-        assert self._transaction is not None
+    async def dropped(self, gone: Sequence[Gone], progress: Lsn) -> Incident | None:
+        """Judge that tables are gone from the source, the target being complete up to `progress`; the incident, if it is one."""
+        now = datetime.now(UTC)
+        time = _microseconds(now)
+        self.judge.allow(self._store.allowances(self._key, now))
+        answer = self.judge.dropped(gone, time)
+        if isinstance(answer, Recount):
+            await self._recount(answer.tables, progress, time)
+            answer = self.judge.dropped(gone, time)
+        if isinstance(answer, Trip):
+            incident = Incident(
+                link=self._config.name,
+                side="source",
+                kind="drop",
+                message=answer.message,
+                tables=answer.losses,
+                opened_at=now,
+                happened_at=now,
+            )
+            names = {(each.schema, each.table) for each in answer.losses}
+            for known in self._store.listed([self._key], only_open=True):
+                if known.kind == "drop" and {(each.schema, each.table) for each in known.tables} == names:
+                    return known
+            return self.opened(incident)
+        assert isinstance(answer, Pass)
+        self._use(answer)
+        for incident in [each for each in self._approved if each.kind == "drop"]:
+            self._approved.remove(incident)
+            self._store.concluded(incident.id, "approved")
+        return None
+
+    async def _recount(self, tables: Sequence[QualifiedName], progress: Lsn, time: int) -> None:
         conn = await connect(self._target, "count")
         try:
             for name in tables:
                 with translate(self._target):
                     rows = await questions.count(conn, name)
                 lsn = max(progress, self._copied.get(name, Lsn(0)))
-                self.judge.counts.seed(name, rows, lsn, self._transaction.commit_time)
+                self.judge.counts.seed(name, rows, lsn, time)
         finally:
             await conn.close()
 
@@ -344,11 +374,16 @@ class StreamGate:
 
     @property
     def awaits(self) -> bool:
-        """Whether something that was approved is still to come."""
-        return bool(self._approved)
+        """Whether a transaction that was approved is still to come."""
+        return any(each.lsn is not None for each in self._approved)
 
     def _about(self, action: str) -> dict[str, str]:
         return {"action": action, "link": self._config.name}
+
+
+def _microseconds(time: datetime) -> int:
+    """As the stream tells it. Pure."""
+    return round((time.timestamp() - unix_time(0)) * 1_000_000)
 
 
 def _changes(runs: Sequence[Run]) -> list[Change]:

@@ -38,6 +38,7 @@ from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
 from pglockstep.link import identities, retention, session
 from pglockstep.link.decisions import settle, undecided
+from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
@@ -306,16 +307,34 @@ class Keeper:
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
             await settle(link, there.conn, there.end)
-            applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
-            async with applying as outlet:
-                self._outlet = outlet
-                self._is_up("target")
-                log.info("streaming from %s", outlet.applied, extra=link.about("stream.start"))
-                try:
-                    await outlet.run()
-                finally:
-                    self._note()
-                    self._outlet = None
+            drops = await Drops.of(link, there.conn, there.end, record.id)
+            while True:
+                applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
+                async with applying as outlet:
+                    await self._apply_by(outlet, drops, there)
+                await drops.settle(there.conn, there.end, outlet.applied)
+
+    async def _apply_by(self, outlet: Outlet, drops: Drops, there: Opened) -> None:
+        """Apply until something fails, or tables are seen to be gone from the source."""
+        self._outlet = outlet
+        self._is_up("target")
+        log.info("streaming from %s", outlet.applied, extra=self._link.about("stream.start"))
+        watching = asyncio.create_task(self._watch_drops(outlet, drops, there), name="drops")
+        try:
+            await outlet.run()
+        finally:
+            self._note()
+            self._outlet = None
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    async def _watch_drops(self, outlet: Outlet, drops: Drops, there: Opened) -> None:
+        try:
+            await drops.adopt(outlet.watch, there.end)
+            await drops.watch(outlet)
+        except LockstepError as error:
+            # whoever applies over the same end will hear of it, too
+            log.debug("the catalog was not read: %s", error, extra=self._link.about("drops.failed"))
 
     def _flushed_by_now(self) -> Lsn:
         if self._outlet is not None:

@@ -14,6 +14,7 @@ import msgspec
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
 from pglockstep.link import decisions, identities, session
+from pglockstep.link.drops import Drops
 from pglockstep.link.keep import worth_another_try
 from pglockstep.link.link import Link
 from pglockstep.link.pipeline import Pipeline
@@ -50,8 +51,13 @@ async def once(link: Link) -> OnceResult:
         transactions = changes = 0
         lsn = Lsn(0)
 
+        drops = await Drops.of(link, ends.target_conn, ends.target, record.id)
+
         async def advance() -> None:
             nonlocal transactions, changes, lsn
+            await drops.adopt(ends.target_conn, ends.target)
+            with translate(ends.source):
+                await drops.look(ends.source_conn)
             barrier = await session.emit_barrier(ends, record.id)
             try:
                 pipeline = await _apply_until(link, ends, barrier, careful=False)
@@ -67,6 +73,10 @@ async def once(link: Link) -> OnceResult:
             transactions += pipeline.outlet.applier.transactions
             changes += pipeline.outlet.applier.changes.total()
             lsn = pipeline.outlet.applied
+            try:
+                await drops.settle(ends.target_conn, ends.target, lsn)
+            except IncidentOpen:
+                await decisions.settle(link, ends.target_conn, ends.target)
 
         await advance()
         check = await verify(link.config.name, ends, link.selection, record, advance)

@@ -65,6 +65,7 @@ class Outlet:
         self.watch = watch
         self._gate = gate
         self._stopped: LockstepError | None = None
+        self._until: Lsn | None = None
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._asked_at = time.monotonic()
@@ -91,15 +92,21 @@ class Outlet:
         self._arrived.set()
         self._taken.set()
 
+    def end_at(self, place: Lsn) -> None:
+        """Let `run` end once the target is complete up to `place`."""
+        self._until = place
+        self._arrived.set()
+
     async def run(self, until: Lsn | None = None) -> None:
         """Apply for ever, or until the target is complete up to `until`. Raises the first error."""
+        self._until = until
         try:
             async with asyncio.TaskGroup() as tasks:
                 side = [
                     tasks.create_task(self._read(), name="read"),
                     tasks.create_task(self._ask(), name="flushed"),
                 ]
-                await self._apply(until)
+                await self._apply()
                 for task in side:
                     task.cancel()
         except BaseExceptionGroup as group:
@@ -140,9 +147,9 @@ class Outlet:
             at += 1
         self._arrived.set()
 
-    async def _apply(self, until: Lsn | None) -> None:
+    async def _apply(self) -> None:
         builder = self.applier.builder
-        while until is None or self.applier.progress < until:
+        while self._until is None or self.applier.progress < self._until:
             if self._stopped is not None:
                 raise self._stopped
             if builder.held and not builder.ready:
@@ -157,7 +164,7 @@ class Outlet:
                     self._gate.applied(self.applier.progress)
             if not builder.ready and not self.applier.in_transaction:
                 self._unapplied_since = None
-                await self._follow(until)
+                await self._follow()
 
     async def _next(self) -> Batch | None:
         """The next batch; None if there is none, but something was read or heard, or a while has passed.
@@ -197,14 +204,14 @@ class Outlet:
         self.applier.builder.release()
         self._taken.set()
 
-    async def _follow(self, until: Lsn | None) -> None:
+    async def _follow(self) -> None:
         """Nothing is in flight: the target is complete up to the source's own position."""
         if not self._reader.level or self._journal.in_transaction:
             return
         position = self._journal.position
         idle = time.monotonic() - self._idle_since
         if position > self.applier.progress and (
-            (until is not None and position >= until) or idle >= _IDLE_PROGRESS
+            (self._until is not None and position >= self._until) or idle >= _IDLE_PROGRESS
         ):
             failpoints.reach("progress.move")
             await self.applier.move_progress(position)

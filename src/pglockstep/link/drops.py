@@ -1,0 +1,141 @@
+"""Tables that the source does not have any more as they were: seen by looking, judged when the target has all before that.
+
+A DROP is in no stream. What was written to the table before it may be: so the link first goes on up to a barrier that was
+set when the table was seen to be gone, and only then it is judged. What may go is dropped on the target, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+
+from pglockstep.apply.batch import BARRIER_PREFIX
+from pglockstep.errors import ApplyRefused, LockstepError, TargetError, one_line
+from pglockstep.guard import source_tables as there
+from pglockstep.guard.judge import Gone
+from pglockstep.link.link import Link
+from pglockstep.link.outlet import Outlet
+from pglockstep.observe.incident import needs_decision
+from pglockstep.postgres import catalog
+from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.progress import detached
+from pglockstep.progress import source_tables as followed
+from pglockstep.units import Lsn
+
+log = logging.getLogger(__name__)
+
+#: How often the source is looked at, in seconds.
+_EVERY = 1.0
+
+
+class Drops:
+    """What one link follows, by the source's OIDs; as its target remembers it."""
+
+    def __init__(self, link: Link, known: dict[QualifiedName, int], link_id: str) -> None:
+        self._link = link
+        self._known = known
+        self._id = link_id
+        #: seen to be gone, and not judged yet
+        self.gone: list[Gone] = []
+
+    @classmethod
+    async def of(cls, link: Link, conn: AsyncConnection[TupleRow], target: End, link_id: str) -> Drops:
+        """As the target behind `conn` remembers it. Whoever calls holds the lock."""
+        with translate(target):
+            return cls(link, await followed.read(conn), link_id)
+
+    async def adopt(self, conn: AsyncConnection[TupleRow], target: End) -> None:
+        """Note what is followed, where that was never done."""
+        if self._known:
+            return
+        source = ends(self._link.config)[0]
+        with translate(target):
+            here = {each.name for each in await catalog.tables(conn)} - (await detached.read(conn)).keys()
+        session = await connect(source, "catalog")
+        try:
+            with translate(source):
+                now = await there.read(session)
+        finally:
+            await session.close()
+        self._known = {name: oid for name, oid in now.items() if name in here}
+        with translate(target):
+            await followed.note(conn, self._known)
+
+    async def look(self, session: AsyncConnection[TupleRow]) -> Lsn | None:
+        """A place in the source's WAL behind which tables are gone; None if none is. Raises psycopg's errors."""
+        self.gone = there.gone(self._known, await there.read(session))
+        if not self.gone:
+            return None
+        cursor = await session.execute(
+            "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)", [BARRIER_PREFIX, self._id]
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        place: Lsn = row[0]
+        return place
+
+    async def watch(self, outlet: Outlet) -> None:
+        """Look again and again; once something is gone, let `outlet` end when it has come to that."""
+        source = ends(self._link.config)[0]
+        while True:
+            try:
+                session = await connect(source, "catalog")
+                try:
+                    while True:
+                        with translate(source):
+                            place = await self.look(session)
+                        if place is not None:
+                            outlet.end_at(place)
+                            return
+                        await asyncio.sleep(_EVERY)
+                finally:
+                    await session.close()
+            except LockstepError as error:
+                log.debug("the catalog was not read: %s", error, extra=self._link.about("drops.failed"))
+            await asyncio.sleep(_EVERY)
+
+    async def settle(self, conn: AsyncConnection[TupleRow], target: End, progress: Lsn) -> None:
+        """Judge what is gone; the target has all up to that. Raises `IncidentOpen`, or drops here what may go."""
+        if not self.gone:
+            return
+        gone, self.gone = self.gone, []
+        incident = await self._link.gate.dropped(gone, progress)
+        if incident is not None:
+            raise needs_decision(incident)
+        if renamed := next((each for each in gone if each.how.startswith("renamed")), None):
+            now = renamed.how.removeprefix("renamed to ")
+            raise ApplyRefused(
+                f"table {renamed.name} was {renamed.how} on the source, and what is not followed by its name is lost",
+                hint=f"give it its name back there, or leave it out with exclude = ['{renamed.name}'] and copy {now} anew",
+            )
+        names = [each.name for each in gone]
+        await _drop(conn, target, names)
+        for name in names:
+            self._known.pop(name, None)
+        said = ", ".join(map(str, names))
+        log.warning("dropped on the target as on the source: %s", said, extra=self._link.about("drops.done"))
+
+
+async def _drop(conn: AsyncConnection[TupleRow], target: End, names: Sequence[QualifiedName]) -> None:
+    """Drop these tables on the target, and nothing that the source did not drop."""
+    present = sql.SQL(", ").join(each.sql() for each in names)
+    try:
+        with translate(target):
+            async with conn.transaction():
+                await conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(present))
+                await followed.forget(conn, names)
+                await detached.attach(conn, names)
+    except TargetError as error:
+        if error.transient or not isinstance(error.__cause__, psycopg.Error):
+            raise
+        detail = error.__cause__.diag.message_detail or error.message
+        raise ApplyRefused(
+            f"what was dropped on the source is needed by something else on the target: {one_line(detail)}",
+            hint="drop that on the target by hand; the link then goes on",
+        ) from error
