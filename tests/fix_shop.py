@@ -50,8 +50,10 @@ def load(conninfo: str, *, writers: int = 2, pause: float = 0.004) -> Iterator[N
     statements = (
         "UPDATE beat SET n = n + 1 WHERE id = 1 + {0} % 40",
         "UPDATE item SET price = price + 0.01 WHERE id = 1 + {0} % 300",
-        'INSERT INTO "order" (customer, item) SELECT (SELECT min(id) FROM "User"), (SELECT min(id) FROM item) '
-        'WHERE EXISTS (SELECT FROM "User") AND EXISTS (SELECT FROM item)',
+        (
+            'INSERT INTO "order" (customer, item) SELECT (SELECT min(id) FROM "User"), (SELECT min(id) FROM item) '
+            'WHERE EXISTS (SELECT FROM "User") AND EXISTS (SELECT FROM item)'
+        ),
     )
 
     def write() -> None:
@@ -127,9 +129,9 @@ class Shop:
     def held(self) -> dict[str, Any]:
         """The one incident that waits for a decision, as soon as there is one."""
 
-        def found() -> dict[str, Any] | None:
+        def found() -> dict[str, Any]:
             waiting = [each for each in self.incidents() if each["state"] == "held"]
-            return waiting[0] if waiting else None
+            return waiting[0] if waiting else {}
 
         return wait_until(found, 30, "an incident")
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 import msgspec
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection, AsyncCursor, sql
 from psycopg.adapt import Dumper
 from psycopg.rows import TupleRow
 
@@ -30,12 +30,12 @@ from pglockstep.apply.runs import Batch, Run
 from pglockstep.apply.session import Outcome, Query, Session
 from pglockstep.apply.sets import TableSets
 from pglockstep.apply.staging import Staging
-from pglockstep.apply.statements import Statement
+from pglockstep.apply.statements import Keeping, Statement
 from pglockstep.errors import ApplyRefused, TargetError
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, is_gone, translate, translated
-from pglockstep.postgres.names import QualifiedName
+from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
 from pglockstep.units import Lsn
 from pglockstep.wal.frames import unix_time
 from pglockstep.wal.messages import Commit, Message, Relation
@@ -63,6 +63,10 @@ WITH moved AS (
 )
 SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('pglockstep.progress: ' || count(*))::integer END FROM moved
 """
+#: For statements that keep what they delete: up to where the source's transactions reach that are applied together.
+UPTO = sql.SQL("pg_catalog.current_setting('pglockstep.upto')::pg_lsn")
+_SET_UPTO = b"SELECT pg_catalog.set_config('pglockstep.upto', $1, false)"
+_PROGRESS = QualifiedName(OUR_SCHEMA, "progress")
 _POSITION: Query = (b"SELECT pg_catalog.pg_current_wal_insert_lsn()::text", ())
 
 
@@ -88,7 +92,7 @@ class Applier:
     `catalog_conn`, if it is another one, is where the target's catalog is read while a batch is under way;
     `copied` are the tables that were copied later than `progress`, and as of when. `at_barrier` is awaited before the
     commit of a batch with a barrier, or of rows of which `outran`, told of each table's inserts, says so. `gate`: who
-    is asked before a transaction goes on.
+    is asked before a transaction goes on. `keeping`: as `TableWriter` takes it; what it makes may read `UPTO`.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Applier:
         catalog_conn: AsyncConnection[TupleRow] | None = None,
         copied: Mapping[QualifiedName, Lsn] | None = None,
         gate: Gate | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self._end = end
         self._conn = conn
@@ -125,7 +130,8 @@ class Applier:
         self._group: Counter[str] = Counter()
         self._careful = careful
         #: gathers messages into the batches that `run` takes
-        self.builder = BatchBuilder(link, progress, self._table, copied=copied, gate=gate)
+        self.builder = BatchBuilder(link, progress, self._table, copied=copied, gate=gate, keeping=keeping)
+        self._keeps = keeping is not None
         self.builder.one_by_one = careful
         self.progress = progress
         self.transactions = 0
@@ -195,6 +201,9 @@ class Applier:
     async def run(self, batch: Batch) -> None:
         """Apply a batch, and commit it unless it ends in the middle of a transaction."""
         self._carry = self._carry or batch.carry
+        if self._keeps and batch.deletes:
+            upto = str(Lsn(batch.upto)).encode()
+            await self._add(Statement(_SET_UPTO, (upto,), "SELECT", _PROGRESS, one_row=False))
         for step in batch.steps:
             if isinstance(step, Statement):
                 self._group["truncate"] += 1

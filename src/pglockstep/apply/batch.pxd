@@ -13,6 +13,7 @@ cdef class BatchBuilder:
     cdef object _copied
     cdef object _table_of
     cdef object _gate
+    cdef object _keeping
     cdef object _begun
     cdef object _ending
     cdef Batch _held

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pglockstep.apply.net import Change
 from pglockstep.apply.runs import Batch, Round, Run
-from pglockstep.apply.statements import TableWriter, truncate
+from pglockstep.apply.statements import Keeping, TableWriter, truncate
 from pglockstep.errors import ProtocolViolation
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.names import QualifiedName
@@ -66,7 +66,8 @@ class BatchBuilder:
 
     What begins before `position` has been applied already and is left out. `one_by_one`: every transaction is a
     batch of its own. `copied`: tables that were copied later than the rest, and as of when. `table_of` gives the
-    target's table of a name, or raises. While something is `held` back by the `gate`, nothing more is taken.
+    target's table of a name, or raises. `keeping`: as `TableWriter` takes it. While something is `held` back by the
+    `gate`, nothing more is taken.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class BatchBuilder:
         *,
         copied: Mapping[QualifiedName, Lsn] | None = None,
         gate: Gate | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
+        self._keeping = keeping
         self._link = link
         self._copied = copied or {}
         self._gate = gate
@@ -122,7 +125,7 @@ class BatchBuilder:
 
     def describe(self, relation: Relation, table: Table) -> None:
         """Note how the stream and the target have a table. Raises `ApplyRefused` where they do not fit."""
-        self._writers[relation.relation_id] = TableWriter(relation, table)
+        self._writers[relation.relation_id] = TableWriter(relation, table, self._keeping)
         if relation.relation_id in self._runs:
             self._runs = {}
 
@@ -215,6 +218,7 @@ class BatchBuilder:
         part, self._current = self._current, Batch()
         # it counts when it is complete
         self._current.transactions, part.transactions = part.transactions, 0
+        part.upto = self._final_lsn + 1
         self._runs = {}
         self._large = True
         if self._gate is not None and not self._gate.part(self._begun, part):
@@ -281,6 +285,7 @@ class BatchBuilder:
         """All that a transaction did has been taken, and may go on but for its commit."""
         done, self._current = self._current, Batch()
         done.commit = message
+        done.upto = message.end_lsn
         large, self._large = self._large, False
         passes = True
         if self._gate is not None:

@@ -24,6 +24,7 @@ cdef class Batch:
     cdef public Py_ssize_t size
     cdef public Py_ssize_t transactions
     cdef public object commit
+    cdef public object upto
     cdef public bint carry
 
     cpdef add(self, Batch later)

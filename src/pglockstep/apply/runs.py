@@ -86,17 +86,24 @@ Round = dict[int, Run]
 class Batch:
     """What is applied together: rounds of runs, and TRUNCATEs between them.
 
-    `commit` is the last transaction's; None in the middle of a large one. `carry`: sequences are wanted.
+    `commit` is the last transaction's; None in the middle of a large one. `upto`: behind where its last commit record starts.
+    `carry`: sequences are wanted.
     """
 
-    __slots__ = ("carry", "commit", "size", "steps", "transactions")
+    __slots__ = ("carry", "commit", "size", "steps", "transactions", "upto")
 
     def __init__(self) -> None:
         self.steps: list[Round | Statement] = []
         self.size = 0
         self.transactions = 0
         self.commit: Commit | None = None
+        self.upto = 0
         self.carry = False
+
+    @property
+    def deletes(self) -> bool:
+        """Whether it deletes rows one by one."""
+        return any(run.deleted for step in self.steps if isinstance(step, dict) for run in step.values())
 
     def add(self, later: Batch) -> None:
         """Put a later transaction behind what is here."""
@@ -106,6 +113,7 @@ class Batch:
         self.size += later.size
         self.transactions += later.transactions
         self.commit = later.commit
+        self.upto = later.upto
         self.carry = self.carry or later.carry
 
 

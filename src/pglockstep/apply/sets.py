@@ -137,12 +137,10 @@ class TableSets:
         """`order`: which of the key's columns each of the text's is."""
         stage = self._stage("d", self._key, ())
         names = [f"k{position}" for position in range(len(self._key))]
-        then = self._format(
-            "DELETE FROM ONLY {} AS t USING {} AS s WHERE {}",
-            self._name,
-            _temporary(stage),
-            self._matches(names),
+        delete = sql.SQL("DELETE FROM ONLY {} AS t USING {} AS s WHERE {}").format(
+            self._name, _temporary(stage), self._matches(names)
         )
+        then = self.writer.kept(delete, "t").as_bytes()
         copy = self._copy(_temporary(stage), [names[position] for position in order])
         return Step("DELETE", copy, keys, rows, then=then, stage=stage)
 
@@ -190,17 +188,13 @@ class TableSets:
         names = [f"v{index}" for index in range(len(self._columns))]
         ours = [sql.Identifier("t", column.name) for column in self._columns]
         theirs = [sql.Identifier("s", name) for name in names]
-        then = self._format(
+        delete = sql.SQL(
             "DELETE FROM ONLY {} WHERE ctid = ANY (ARRAY("
             "SELECT f.at FROM (SELECT t.ctid AS at, s.n, pg_catalog.row_number() OVER (PARTITION BY s.row) AS nth "
             "FROM ONLY {} AS t JOIN (SELECT s.n, {} AS row FROM {} AS s) AS s ON {} = s.row) AS f "
-            "WHERE f.nth <= f.n))",
-            self._name,
-            self._name,
-            _as_text(theirs),
-            _temporary(stage),
-            _as_text(ours),
-        )
+            "WHERE f.nth <= f.n))"
+        ).format(self._name, self._name, _as_text(theirs), _temporary(stage), _as_text(ours))
+        then = self.writer.kept(delete).as_bytes()
         data = copy_text([(*row, str(count).encode()) for row, count in rows])
         wanted = sum(count for _, count in rows)
         return Step(

@@ -13,7 +13,7 @@ Partitions and children are addressed by ``ONLY``; columns always by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import LiteralString
 from zlib import crc32
@@ -68,17 +68,22 @@ def _shown(value: bytes | None) -> str:
     return f"'{text[:60]}…'" if len(text) > 60 else f"'{text}'"
 
 
+#: Makes of a DELETE one that keeps what it deletes: the statement, its table, and the name that it has there.
+Keeping = Callable[[sql.Composable, Table, str], sql.Composable]
+
+
 class TableWriter:
-    """Makes the statements for the changes of one table.
+    """Makes the statements for the changes of one table; `keeping` is applied to each that deletes rows.
 
     `columns` are the target's, in the order in which the stream carries them; `key` has the positions of those
     that name a row, none where only the whole row does; `always` those of GENERATED ALWAYS AS IDENTITY columns.
     Raises `ApplyRefused` if the target's table does not have just the columns that the stream carries.
     """
 
-    def __init__(self, relation: Relation, table: Table) -> None:
+    def __init__(self, relation: Relation, table: Table, keeping: Keeping | None = None) -> None:
         self.relation = relation
         self.table = table
+        self._keeping = keeping
         by_name = {column.name: column for column in table.columns}
         sent = [column.name for column in relation.columns]
         if missing := [name for name in sent if name not in by_name]:
@@ -152,10 +157,15 @@ class TableWriter:
         shape = ("delete", tuple(value is None for _, value in old))
         query = self._updates.get(shape)
         if query is None:
-            query = self._text("DELETE FROM ONLY {} WHERE {}", self._name, self._condition(old, 1))
+            delete = sql.SQL("DELETE FROM ONLY {} WHERE {}").format(self._name, self._condition(old, 1))
+            query = self._text("{}", self.kept(delete))
             self._remember(shape, query)
         values = tuple(value for _, value in old if value is not None)
         return Statement(query, values, "DELETE", self.table.name, self._shown_key(old))
+
+    def kept(self, delete: sql.Composable, alias: str = "") -> sql.Composable:
+        """`delete`, which calls the table `alias`, as a statement that keeps what it deletes, if that is wanted."""
+        return delete if self._keeping is None else self._keeping(delete, self.table, alias)
 
     def _text(self, template: LiteralString, *parts: sql.Composable) -> bytes:
         return self._mark + sql.SQL(template).format(*parts).as_bytes()

@@ -15,14 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
+from pglockstep.apply.applier import UPTO
 from pglockstep.apply.runs import Batch, Run
 from pglockstep.apply.statements import Statement, TableWriter
 from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import ConfigError
-from pglockstep.guard import questions
+from pglockstep.guard import images, questions
 from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
 from pglockstep.guard.counts import TableCount
 from pglockstep.guard.judge import Gone, Judge
@@ -32,6 +33,7 @@ from pglockstep.observe.incident import Decision, Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.state import StateDirectory, TableRows
 from pglockstep.postgres import catalog
+from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
@@ -39,6 +41,9 @@ from pglockstep.wal.frames import unix_time
 from pglockstep.wal.messages import Begin, Commit
 
 log = logging.getLogger(__name__)
+
+#: So many images are forgotten at once.
+_PRUNED = 10_000
 
 
 class StreamGate:
@@ -225,6 +230,24 @@ class StreamGate:
         """The latest description of a table; nothing but its name matters where it was only emptied."""
         known = [shape for shape in self._shapes.values() if shape.name == name]
         return known[-1] if known else Shape(name, (), ())
+
+    # --- last images --------------------------------------------------------------------------------------
+
+    def keeping(self, delete: sql.Composable, table: Table, alias: str) -> sql.Composable:
+        """`delete` as a statement that keeps the images of what it deletes, where that is wanted for the table."""
+        if not Rules.of(self._config.guard, table.name).keep_deleted:
+            return delete
+        return images.keeping(delete, table, UPTO, alias)
+
+    async def prune(self, conn: AsyncConnection[TupleRow]) -> None:
+        """Forget images that are older than any table's are to become. Raises psycopg's errors."""
+        guard = self._config.guard
+        own = (each.keep_deleted for each in guard.tables.values())
+        keep = max([guard.keep_deleted, *(each for each in own if each is not None)])
+        while True:
+            cursor = await conn.execute(images.pruning(keep, _PRUNED))
+            if cursor.rowcount < _PRUNED:
+                return
 
     # --- settling what is held back -----------------------------------------------------------------------
 

@@ -251,6 +251,7 @@ class Link:
                     catalog_conn=watch,
                     copied=known,
                     gate=self.gate,
+                    keeping=self.gate.keeping,
                 )
                 with answered(target, conn, watch):
                     await applier.start()

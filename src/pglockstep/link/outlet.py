@@ -37,6 +37,8 @@ _IDLE_PROGRESS = 5.0
 #: How often the target is asked what it has flushed, and for a sign of life while there is nothing to ask, in seconds.
 _ASK_EVERY = 0.5
 _ASK_IDLE_EVERY = 5.0
+#: How often what was kept of deleted rows is looked through, in seconds.
+_PRUNE_EVERY = 60.0
 #: How long a change may wait to be applied before the link counts as behind, in seconds.
 BEHIND_AFTER = 3.0
 
@@ -69,6 +71,7 @@ class Outlet:
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._asked_at = time.monotonic()
+        self._pruned_at = time.monotonic() - _PRUNE_EVERY
         self._idle_since = time.monotonic()
         self._unapplied_since: float | None = None
         self._failed: Exception | None = None
@@ -225,12 +228,20 @@ class Outlet:
             if self.applier.unflushed or time.monotonic() - self._asked_at >= _ASK_IDLE_EVERY:
                 try:
                     await self.learn_flushed()
+                    await self._prune()
                 except LockstepError as error:
                     # whoever is being answered just now, or waits for something to do, fails by it
                     self._silent = self._failed = error
                     hang_up(self._conn)
                     self._arrived.set()
                     return
+
+    async def _prune(self) -> None:
+        """Forget now and then what was kept of deleted rows for long enough."""
+        if self._gate is not None and time.monotonic() - self._pruned_at >= _PRUNE_EVERY:
+            self._pruned_at = time.monotonic()
+            with answered(self._target, self.watch), translate(self._target):
+                await self._gate.prune(self.watch)
 
     async def learn_flushed(self) -> None:
         """Ask the target how far its WAL is on its disk, and with it our commits."""
