@@ -211,6 +211,12 @@ class DecisionRefused(LockstepError):
     exit_code = EXIT_DIFFERS
 
 
+class TooMuchLost(LockstepError):
+    """Bringing the target level would take more rows from it than the rules allow: nothing was changed."""
+
+    exit_code = EXIT_INCIDENT
+
+
 class NotInJournal(LockstepError):
     """The journal does not have that."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
@@ -67,12 +67,14 @@ class Wish(msgspec.Struct, frozen=True):
     """What to heal: of the tables that are not `left_out`, the `suspects`, or all if that is None.
 
     Beside them every table that is missing or lacks a column, and what foreign keys tie to these. `mode`: how the tables
-    are to be watched from the heal's own commit on; None for not at all.
+    are to be watched from the heal's own commit on; None for not at all. `judge` is told before the commit what was done to
+    each table; what it raises undoes all of it.
     """
 
     left_out: frozenset[QualifiedName] = frozenset()
     suspects: frozenset[QualifiedName] | None = None
     mode: watch.Mode | None = "watch"
+    judge: Callable[[Mapping[QualifiedName, Mended]], None] | None = None
 
 
 class Healed(msgspec.Struct, frozen=True):
@@ -155,6 +157,8 @@ class Healing:
             with self._timed("the rest"):
                 await self._follow_up(tables)
                 await self._note(mended, lsns, anew=anew)
+            if self._wish.judge is not None:
+                self._wish.judge(mended)
         return Healed(lacks.names, mended, self._seconds)
 
     @contextmanager

@@ -20,6 +20,29 @@ def transactions(folder: Path, first: Lsn, last: Lsn | None = None) -> Iterator[
     in the files.
     """
     last = first if last is None else last
+    seen = False
+    for found in onwards(folder, first):
+        kept: list[Message] = []
+        for message in found:
+            if isinstance(message, Begin):
+                if message.final_lsn > last:
+                    raise _absent(first if not seen else last)
+                seen = seen or message.final_lsn == first
+            kept.append(message)
+            if isinstance(message, Commit) and message.commit_lsn >= last:
+                if not seen:
+                    raise _absent(first)
+                yield kept
+                return
+        yield kept
+    raise _absent(first if not seen else last)
+
+
+def onwards(folder: Path, first: Lsn) -> Iterator[list[Message]]:
+    """What every transaction sent from the one on whose commit record starts at `first`, up to where the journal ends now.
+
+    As `transactions` has it; the last one may not be whole. Raises `NotInJournal` where the journal begins later.
+    """
     start = reader.find(folder, first)
     if start is None:
         raise _absent(first)
@@ -28,32 +51,22 @@ def transactions(folder: Path, first: Lsn, last: Lsn | None = None) -> Iterator[
     for payload in start.descriptions:
         _remember(described, decode(payload))
     files = FileReader(folder, start.place)
-    inside = seen = False
+    inside = False
     try:
         while (payloads := files.read()) is not None:
             found: list[Message] = []
             for message in map(decode, payloads):
-                if isinstance(message, Begin):
-                    if message.final_lsn > last:
-                        break
-                    inside = message.final_lsn >= first
-                    if inside and not seen:
-                        seen = message.final_lsn == first
-                        found += described.values()
-                elif not inside:
-                    _remember(described, message)
-                if inside:
-                    found.append(message)
-                    if isinstance(message, Commit) and message.commit_lsn >= last:
-                        yield found
-                        return
+                if not inside:
+                    if not isinstance(message, Begin) or message.final_lsn < first:
+                        _remember(described, message)
+                        continue
+                    inside = True
+                    found += described.values()
+                found.append(message)
             if found:
                 yield found
-            if isinstance(message, Begin) and message.final_lsn > last:
-                break
     finally:
         files.close()
-    raise _absent(first if not seen else last)
 
 
 def _remember(described: dict[int, Message], message: Message) -> None:

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import (
-    DecisionRefused,
-    EndError,
-    LockstepError,
-    NotInJournal,
-)
+from pglockstep.errors import DecisionRefused, EndError, LockstepError, NotInJournal, TooMuchLost
 from pglockstep.findings import counted
 from pglockstep.guard import heal as healing
-from pglockstep.guard import restore_journal, source_tables
+from pglockstep.guard import questions, restore_journal, source_tables
+from pglockstep.guard.mend import Mended
+from pglockstep.guard.policy import Rules
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import Outcome
-from pglockstep.link import session
+from pglockstep.link import session, survey
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
@@ -32,15 +29,17 @@ from pglockstep.observe.incidents import Incidents
 from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.progress import detached
+from pglockstep.progress import copying, detached, restoring
 from pglockstep.progress import source_tables as followed
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
-from pglockstep.wal.messages import Message
+from pglockstep.wal.messages import Begin, Message, Relation
 
 log = logging.getLogger(__name__)
 
+#: How often what is still being wiped is restored before a person has to look.
+_ATTEMPTS = 5
 #: How often a command looks whether the daemon has carried its decision out, in seconds.
 _LOOK = 0.1
 
@@ -99,8 +98,9 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
         with translate(target):
             record = demand_progress(await progress.read(conn))
             await progress.upgrade(conn)
+            assert record.progress is not None
+            link.gate.begin(record.progress, await copying.ahead(conn, record.progress))
         assert incident.decision is not None
-        assert record.progress is not None
         if incident.decision.verb == "approve":
             link.gate.let_through(incident, record.progress)
             continue
@@ -148,13 +148,21 @@ async def _restore(
 ) -> None:
     """Put back on the source what the incident took; then bring its tables level, whatever has happened to them since."""
     link.standing.move(Event.HEAL_STARTED, f"incident {incident.id} is being restored on the source")
-    source = ends(link.config)[0]
-    with translate(target):
-        known = await followed.read(conn)
-    outcome = await restore(source, target, await _order(link, record, incident, known))
-    if incident.kind == "drop":
-        await _follow(conn, target, source, _tables(incident))
-    await level(link, conn, target, _tables(incident))
+    source, tables = ends(link.config)[0], _tables(incident)
+    for attempt in range(1, _ATTEMPTS + 1):
+        outcome = await restore(source, target, await _order(link, conn, target, record, incident))
+        if incident.kind == "drop":
+            await _follow(conn, target, source, tables)
+        try:
+            await level(link, conn, target, tables)
+            break
+        except TooMuchLost:
+            # a wipe that is still going on: what it has taken meanwhile belongs to it
+            if attempt == _ATTEMPTS:
+                raise
+            with translate(target):
+                await restoring.forget(conn, incident.id)
+            await asyncio.sleep(attempt)
     link.incidents.concluded(incident.id, "restored", _told(outcome))
     log.info("incident %s: %s", incident.id, _told(outcome), extra=link.about("guard.restored"))
 
@@ -162,18 +170,37 @@ async def _restore(
 async def level(
     link: Link, conn: AsyncConnection[TupleRow], target: End, tables: Sequence[QualifiedName]
 ) -> healing.Healed:
-    """Make these tables on the target what they are on the source, exactly; the stream then skips what they hold."""
+    """Make these tables on the target what they are on the source, exactly; the stream then skips what they hold.
+
+    Raises `TooMuchLost`, with nothing changed, where that would take more rows from the target than the rules allow.
+    """
     source = ends(link.config)[0]
     with translate(target):
         remembered = await healing.remember(conn)
         apart = await detached.read(conn)
+        stood = {name: await questions.count(conn, name) for name in tables}
     left_out = await not_followed(link, source) | (apart.keys() - set(tables))
-    wish = healing.Wish(frozenset(left_out), frozenset(tables), None)
+
+    def judge(mended: Mapping[QualifiedName, Mended]) -> None:
+        for name, rows in stood.items():
+            demand_harmless(Rules.of(link.config.guard, name), name, rows, mended.get(name, Mended()))
+
+    wish = healing.Wish(frozenset(left_out), frozenset(tables), None, judge)
     healed = await healing.heal(source, target, conn, remembered, wish)
     with translate(target):
         await detached.attach(conn, tables)
     link.gate.forget(tables)
     return healed
+
+
+def demand_harmless(rules: Rules, name: QualifiedName, stood: int, mended: Mended) -> None:
+    """Raise `TooMuchLost` if a table of so many rows would shrink by more than its rules allow. Pure."""
+    net = mended.removed - mended.put_back
+    if net > rules.may_lose(stood) or (net > 0 and stood - net < min(rules.floor, stood)):
+        raise TooMuchLost(
+            f"table {name} would lose {net} of its {counted(stood, 'row')} on the target: the source does not have them",
+            hint=f"look at {name} on the source: is something still deleting there? then decide again",
+        )
 
 
 async def not_followed(link: Link, source: End) -> set[QualifiedName]:
@@ -202,41 +229,64 @@ async def _follow(
 
 
 async def _order(
-    link: Link, record: LinkRecord, incident: Incident, known: Mapping[QualifiedName, int]
+    link: Link, conn: AsyncConnection[TupleRow], target: End, record: LinkRecord, incident: Incident
 ) -> Order:
     """What is to be put back: by the catalogs if tables are gone, else by what the journal has of it."""
     tables = _tables(incident)
-    if incident.kind == "drop":
-        rows = {QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables}
-        return Order(link=record, incident=incident.id, dropped=tuple(tables), known=known, expected=rows)
-    expected = {
+    only = tuple(tables)
+    lost = {
         QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables if not each.columns
     }
+    if incident.kind == "drop":
+        with translate(target):
+            known = await followed.read(conn)
+        return Order(link=record, incident=incident.id, dropped=only, known=known, expected=lost)
     assert incident.lsn is not None
     lsn = Lsn.parse(incident.lsn)
-    since = Lsn.parse(incident.since_lsn) if incident.since_lsn else None
     folder = link.state.journal(record.id)
-    first, spanned = since or lsn, since is not None
-    if spanned:
+    belonging = await survey.belonging(link, conn, target, record, lsn, tables)
+    since = Lsn.parse(incident.since_lsn) if incident.since_lsn else None
+    if since is not None:
         try:
-            await asyncio.to_thread(_whole, restore_journal.transactions(folder, first, lsn))
+            await asyncio.to_thread(_whole, restore_journal.transactions(folder, since, belonging[-1]))
         except NotInJournal:
             # older than what the journal keeps: then it is every image of that time
-            first, spanned = lsn, False
+            pass
+        else:
+            messages = restore_journal.transactions(folder, since, belonging[-1])
+            return Order(
+                link=record,
+                incident=incident.id,
+                messages=messages,
+                only=only,
+                images_since=since,
+                spanned=True,
+            )
+    messages = _only(restore_journal.transactions(folder, lsn, belonging[-1]), frozenset(belonging))
+    # what came behind it took more
+    expected = {} if len(belonging) > 1 else lost
     return Order(
-        link=record,
-        incident=incident.id,
-        messages=restore_journal.transactions(folder, first, lsn),
-        only=tuple(tables),
-        expected=expected,
-        images_since=since,
-        spanned=spanned,
+        link=record, incident=incident.id, messages=messages, only=only, expected=expected, images_since=since
     )
 
 
 def _whole(batches: Iterable[Sequence[Message]]) -> None:
     for _ in batches:
         pass
+
+
+def _only(batches: Iterable[list[Message]], commits: frozenset[Lsn]) -> Iterator[list[Message]]:
+    """Of these messages those of transactions whose commit records start there, and what describes tables. Pure."""
+    inside = False
+    for messages in batches:
+        kept = []
+        for message in messages:
+            if isinstance(message, Begin):
+                inside = message.final_lsn in commits
+            if inside or isinstance(message, Relation):
+                kept.append(message)
+        if kept:
+            yield kept
 
 
 def _tables(incident: Incident) -> list[QualifiedName]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
 
@@ -19,8 +20,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
 from pglockstep.apply.applier import UPTO
-from pglockstep.apply.runs import Batch, Run
-from pglockstep.apply.statements import Statement, TableWriter
+from pglockstep.apply.runs import Batch
 from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import ConfigError
 from pglockstep.guard import images, questions
@@ -28,7 +28,8 @@ from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
 from pglockstep.guard.counts import TableCount
 from pglockstep.guard.judge import Gone, Judge
 from pglockstep.guard.policy import Rules
-from pglockstep.guard.transaction import Change, Shape, Tally, Transaction
+from pglockstep.guard.transaction import Transaction
+from pglockstep.link.tallies import Tallies
 from pglockstep.observe.incident import Decision, Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.state import StateDirectory, TableRows
@@ -56,9 +57,10 @@ class StreamGate:
         self._target = target
         self._store = Incidents(state)
         self.judge = Judge(config.guard)
-        self._shapes: dict[TableWriter, Shape] = {}
+        self._tallies = Tallies()
         self._copied: Mapping[QualifiedName, Lsn] = {}
         self._began = False
+        self._uses = True
         self._saved = -1
         #: what is held back: the transaction, the judge's answer, and how to have it judged again
         self._transaction: Transaction | None = None
@@ -74,7 +76,7 @@ class StreamGate:
         counts = self.judge.counts
         self.judge.give_up()
         self.judge.allow(self._store.allowances(self._key, datetime.now(UTC)))
-        self._shapes.clear()
+        self._tallies.clear()
         self._copied = copied
         self._answer = None
         if not self._began:
@@ -147,7 +149,7 @@ class StreamGate:
     def whole(self, begin: Begin, commit: Commit, batch: Batch) -> bool:
         """Whether a transaction may join a batch."""
         transaction = Transaction(
-            begin.xid, begin.final_lsn, commit.end_lsn, begin.commit_time, self._tallies(batch)
+            begin.xid, begin.final_lsn, commit.end_lsn, begin.commit_time, self._tallies.of(batch)
         )
         answer = self.judge.judge(transaction)
         if type(answer) is Pass and not answer.used:
@@ -156,7 +158,7 @@ class StreamGate:
 
     def part(self, begin: Begin, batch: Batch) -> bool:
         """Whether a part of a large transaction may go into the target's open one."""
-        tallies = self._tallies(batch)
+        tallies = self._tallies.of(batch)
         transaction = Transaction(begin.xid, begin.final_lsn, 0, begin.commit_time, tallies)
         counts = self.judge.counts
         uncounted = tuple(sorted(each.shape.name for each in tallies if counts.rows(each.shape.name) is None))
@@ -177,59 +179,6 @@ class StreamGate:
             return True
         self._transaction, self._answer, self._again = transaction, answer, again
         return False
-
-    def _tallies(self, batch: Batch) -> list[Tally]:
-        steps = batch.steps
-        if len(steps) == 1 and isinstance(steps[0], dict):
-            return [
-                Tally(
-                    self._shapes.get(run.writer) or self._shape(run.writer),
-                    run.inserted,
-                    run.updated,
-                    run.deleted,
-                    False,
-                    partial(_changes, (run,)),
-                )
-                for run in steps[0].values()
-            ]
-        return self._tallies_of_several(steps)
-
-    def _tallies_of_several(self, steps: Sequence[dict[int, Run] | Statement]) -> list[Tally]:
-        """The same, where tables were emptied or described anew in between."""
-        found: dict[QualifiedName, Tally] = {}
-        runs: dict[QualifiedName, list[Run]] = {}
-        for step in steps:
-            if isinstance(step, Statement):
-                for name in step.emptied:
-                    shape = found[name].shape if name in found else self._shape_of(name)
-                    runs[name] = []
-                    found[name] = Tally(shape, truncated=True)
-                continue
-            for run in step.values():
-                name = run.writer.table.name
-                tally = found.get(name)
-                if tally is None:
-                    tally = found[name] = Tally(self._shape(run.writer))
-                runs.setdefault(name, []).append(run)
-                # the description that counts is the last one
-                tally.shape = self._shape(run.writer)
-                tally.inserted += run.inserted
-                tally.updated += run.updated
-                tally.deleted += run.deleted
-                tally.changes = partial(_changes, runs[name])
-        return list(found.values())
-
-    def _shape(self, writer: TableWriter) -> Shape:
-        shape = self._shapes.get(writer)
-        if shape is None:
-            columns = tuple(each.name for each in writer.relation.columns)
-            shape = self._shapes[writer] = Shape(writer.table.name, columns, writer.key)
-        return shape
-
-    def _shape_of(self, name: QualifiedName) -> Shape:
-        """The latest description of a table; nothing but its name matters where it was only emptied."""
-        known = [shape for shape in self._shapes.values() if shape.name == name]
-        return known[-1] if known else Shape(name, (), ())
 
     # --- last images --------------------------------------------------------------------------------------
 
@@ -256,6 +205,13 @@ class StreamGate:
 
         `inside` is the session that applies; a large transaction is open there. Returns if it may; raises `IncidentOpen`.
         """
+        trip = await self.found(inside, progress)
+        if trip is not None:
+            assert self._transaction is not None
+            raise needs_decision(self._open(self._transaction, trip))
+
+    async def found(self, inside: AsyncConnection[TupleRow], progress: Lsn) -> Trip | None:
+        """Which rule what is held back breaks, as `settle` finds it out; None if none."""
         assert self._transaction is not None
         assert self._answer is not None
         assert self._again is not None
@@ -272,9 +228,23 @@ class StreamGate:
                 self.judge.allow(self._store.allowances(self._key, datetime.now(UTC)))
                 self._answer = self._again()
             else:
-                raise needs_decision(self._open(self._transaction, self._answer))
+                return self._answer
         self._use(self._answer)
         self._answer = None
+        return None
+
+    @property
+    def held_at(self) -> Lsn:
+        """Where the commit record of the transaction starts that was held back last."""
+        assert self._transaction is not None
+        return Lsn(self._transaction.final_lsn)
+
+    def twin(self) -> StreamGate:
+        """A gate that judges from here on as this one would; what it notes stays its own."""
+        twin = StreamGate(self._config, self._key, self._state, self._target)
+        twin.judge = deepcopy(self.judge)
+        twin._copied, twin._began, twin._uses = self._copied, True, False
+        return twin
 
     async def dropped(self, gone: Sequence[Gone], progress: Lsn) -> Incident | None:
         """Judge that tables are gone from the source, the target being complete up to `progress`; the incident, if it is one."""
@@ -328,7 +298,7 @@ class StreamGate:
             await outside.close()
 
     def _use(self, passed: Pass) -> None:
-        for each in passed.used:
+        for each in passed.used if self._uses else ():
             self._store.use(each.allowance, each.rows)
             log.info(
                 "%d rows were lost that allowance %s covers",
@@ -407,7 +377,3 @@ class StreamGate:
 def _microseconds(time: datetime) -> int:
     """As the stream tells it. Pure."""
     return round((time.timestamp() - unix_time(0)) * 1_000_000)
-
-
-def _changes(runs: Sequence[Run]) -> list[Change]:
-    return [change for run in runs for change in run.changes]

@@ -20,7 +20,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.copy.source import end_sender, published_tables
+from pglockstep.copy.source import end_sender
 from pglockstep.errors import (
     ApplyRefused,
     IncidentOpen,
@@ -36,14 +36,14 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import identities, retention, session
+from pglockstep.link import identities, retention, session, unpublished
 from pglockstep.link.decisions import settle, undecided
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.states import Event
-from pglockstep.postgres import catalog, privileges
+from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
 from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import target as progress
@@ -62,8 +62,6 @@ _LONGEST_PAUSE = 30.0
 _REPORT_EVERY = 1.0
 #: How often it is looked whether somebody has decided, in seconds.
 _LOOK_FOR_DECISION_EVERY = 0.1
-#: How often the source is asked for tables that do not follow, in seconds.
-_LOOK_AGAIN_EVERY = 30.0
 
 
 async def keep(link: Link) -> None:
@@ -146,7 +144,9 @@ class Keeper:
                         name="outlet",
                     )
                     tasks.create_task(self._link.carrier.listen(), name="sequences")
-                    tasks.create_task(self._watch_unpublished(record), name="unpublished")
+                    tasks.create_task(
+                        unpublished.watch(self._link, record, lambda: self._source), name="unpublished"
+                    )
                     tasks.create_task(retention.watch_room(self._link, journal), name="room")
                     await self._report()
             except BaseExceptionGroup as group:
@@ -363,32 +363,6 @@ class Keeper:
             f"{who} holds link {self._link.config.name!r}",
             hint="stop that process first if this one is to take over; pglockstep status shows it",
         )
-
-    async def _watch_unpublished(self, record: LinkRecord) -> None:
-        """Say which tables do not follow, now and whenever there are others."""
-        said: list[str] = []
-        while True:
-            try:
-                silent = await self._unpublished(self._source, record) if self._source else said
-            except LockstepError as error:
-                log.debug("the catalog was not read: %s", error, extra=self._link.about("unpublished.failed"))
-            else:
-                if silent and silent != said:
-                    log.warning(
-                        "not in the stream, so the target does not follow them: %s (unlogged, made after the copy, or taken out)",
-                        ", ".join(silent[:10]),
-                        extra=self._link.about("stream.unpublished"),
-                    )
-                said = silent
-            await asyncio.sleep(_LOOK_AGAIN_EVERY)
-
-    async def _unpublished(self, conn: AsyncConnection[TupleRow], record: LinkRecord) -> list[str]:
-        carries = self._link.selection.carries
-        source, _ = ends(self._link.config)
-        with translate(source):
-            tables = [table for table in await catalog.tables(conn) if carries(*table.name)]
-        published = await published_tables(conn, source, record.publication)
-        return [str(table.name) for table in tables if table.name not in published]
 
 
 def worth_another_try(error: LockstepError, tries: int) -> bool:
