@@ -8,12 +8,14 @@ dropped with everything in them that would stay in the way: slots, prepared tran
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,9 +290,13 @@ def pair(
 
 @dataclass
 class Cli:
-    """The real command, in a process and a directory of its own, with a state of its own."""
+    """The real command, in a process and a directory of its own, with a state of its own.
+
+    `unguarded`: a link that is given by its two ends is one in which rows may come and go as they like.
+    """
 
     directory: Path
+    unguarded: bool = False
     _started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __call__(
@@ -332,7 +338,21 @@ class Cli:
                 process.wait()
 
     def _command(self, args: tuple[str | Path, ...]) -> list[str]:
-        return [sys.executable, "-m", "pglockstep", *map(str, args)]
+        told = list(map(str, args))
+        if self.unguarded and "--source" in told and "--target" in told:
+            ends = {}
+            for side in ("source", "target"):
+                at = told.index(f"--{side}")
+                ends[side] = told[at + 1]
+                del told[at : at + 2]
+            told += ["-c", str(self._link_without_rules(ends))]
+        return [sys.executable, "-m", "pglockstep", *told]
+
+    def _link_without_rules(self, ends: Mapping[str, str]) -> Path:
+        text = "".join(f"{side} = {json.dumps(end)}\n" for side, end in ends.items())
+        path = self.directory / f"unguarded-{zlib.crc32(text.encode()):08x}.toml"
+        path.write_text(f"[links.default]\n{text}[links.default.guard.tables.'*.*']\njudge = false\n")
+        return path
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))}
@@ -341,7 +361,8 @@ class Cli:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
-    command = Cli(tmp_path)
+def cli(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cli]:
+    """The command; a test that is marked `unguarded` wipes what it likes."""
+    command = Cli(tmp_path, unguarded=request.node.get_closest_marker("unguarded") is not None)
     yield command
     command.close()

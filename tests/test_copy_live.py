@@ -16,6 +16,8 @@ from fix_copy import answer, check, nothing_left, once, ours_on_source
 from fix_servers import Cli, MakeDatabase, Pair, Servers, connect, wait_until
 from fix_workload import SCHEMA, workload
 
+pytestmark = pytest.mark.unguarded
+
 #: Where kills fall, as shares of the time that an undisturbed copy takes.
 _KILLS = 8
 

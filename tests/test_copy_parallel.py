@@ -18,6 +18,8 @@ from pglockstep.postgres.catalog import Column, Table
 from pglockstep.postgres.extents import Extent, is_binary
 from pglockstep.postgres.names import QualifiedName
 
+pytestmark = pytest.mark.unguarded
+
 EVERYTHING = '''
 CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN small AS int CHECK (VALUE < 10); CREATE TYPE duo AS (a int, b mood);
 CREATE TABLE "Big ""one""" (id int PRIMARY KEY, gone int, v text, m mood, s small, i interval);

@@ -15,6 +15,8 @@ from fix_copy import check, identities, nothing_left, once, only_on_the_source, 
 from fix_servers import Cli, Connection, Pair, connect, wait_until
 from fix_workload import SCHEMA, workload
 
+pytestmark = pytest.mark.unguarded
+
 #: Where kills fall, as shares of the time that an undisturbed copy takes.
 _KILLS = 10
 

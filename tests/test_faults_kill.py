@@ -16,6 +16,8 @@ from fix_workload import SCHEMA, workload
 from pglockstep import failpoints
 from test_run import ends_identical
 
+pytestmark = pytest.mark.unguarded
+
 #: Those that a daemon comes by under load; what comes of the others stands beside what they belong to.
 NAMES = [name for name in failpoints.NAMES if not name.startswith("restore.")]
 

@@ -13,6 +13,8 @@ from fix_faults import SILENCE, Survived, Wired, large_transaction, under_way, w
 from fix_proxy import Proxy
 from fix_servers import connect, wait_until
 
+pytestmark = pytest.mark.unguarded
+
 on_each_end = pytest.mark.parametrize("end", ["source", "target"])
 
 #: What a person may have to wait for the daemon to see that an end is gone, in seconds: the silence, and a busy machine.

@@ -12,6 +12,8 @@ from fix_faults import Link, Survived, large_transaction, under_way, writing
 from fix_servers import connect, wait_until
 from pglockstep.demo.servers import ThrowawayServer
 
+pytestmark = pytest.mark.unguarded
+
 #: What `make test` does of the combinations; `make soak` does all.
 QUICK = [("both", "immediate")]
 

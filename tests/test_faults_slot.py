@@ -8,6 +8,8 @@ from fix_faults import Link, Survived, writing
 from fix_servers import INSTALLED, Cli, Pair, connect, majors, wait_until
 from pglockstep.demo.servers import ThrowawayServer
 
+pytestmark = pytest.mark.unguarded
+
 SLOT = b"SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = current_database()"
 
 

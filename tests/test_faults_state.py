@@ -11,6 +11,8 @@ import pytest
 from fix_faults import Link, Survived, confirmed_up_to, large_transaction, rows_of, writing
 from fix_servers import connect, wait_until
 
+pytestmark = pytest.mark.unguarded
+
 
 def told(link: Link) -> tuple[str, str]:
     """The one line and the one hint with which the last daemon ended."""

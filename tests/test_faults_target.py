@@ -14,6 +14,8 @@ from fix_faults import Link, Survived, large_transaction, writing
 from fix_servers import INSTALLED, Cli, Pair, connect, majors, wait_until
 from pglockstep.demo.servers import ThrowawayServer
 
+pytestmark = pytest.mark.unguarded
+
 
 @pytest.fixture
 def impatient(cli: Cli, pair: Pair) -> Link:

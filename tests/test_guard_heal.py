@@ -21,6 +21,8 @@ from pglockstep.guard.heal import Healed
 from pglockstep.postgres.names import QualifiedName
 from test_guard_watch import USERS, on_15_and_18
 
+pytestmark = pytest.mark.unguarded
+
 __all__ = ["make_role"]
 
 #: What somebody does to a target, and whether the watch tells of it: a database that is gone tells nobody.

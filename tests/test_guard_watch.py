@@ -16,6 +16,8 @@ from fix_workload import SCHEMA
 from pglockstep.guard import reading, watch
 from pglockstep.postgres.names import QualifiedName
 
+pytestmark = pytest.mark.unguarded
+
 __all__ = ["make_role"]
 
 on_15_and_18 = pytest.mark.parametrize(

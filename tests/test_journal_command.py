@@ -19,6 +19,8 @@ from pglockstep.postgres.connect import fingerprint
 from pglockstep.units import Lsn
 from test_run import Daemon, daemon
 
+pytestmark = pytest.mark.unguarded
+
 #: Ends that nobody answers at.
 NOWHERE = ("--source", "host=/nowhere dbname=a", "--target", "host=/nowhere dbname=b")
 

@@ -17,6 +17,8 @@ from pglockstep.journal.follower import Abandoned, Follower
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.units import Lsn
 
+pytestmark = pytest.mark.unguarded
+
 LARGE = Limits(segment_size=200_000)
 
 

@@ -17,6 +17,8 @@ from pglockstep.link.carrier import LEAST, MOST, lead, moved_on
 from pglockstep.postgres.sequences import SequenceState
 from test_run import daemon
 
+pytestmark = pytest.mark.unguarded
+
 # --- the rules -------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ from fix_servers import (
 from pglockstep.demo.servers import ThrowawayServer
 from test_run import Daemon, daemon, ends_identical
 
+pytestmark = pytest.mark.unguarded
+
 
 def test_nothing_is_confirmed_that_the_target_could_forget(cli: Cli, pair: Pair) -> None:
     """A target that crashes before its WAL is flushed, with a daemon killed in between: the source still has the rows."""

@@ -15,6 +15,8 @@ from fix_roads import demand_identical, same_rows
 from fix_servers import Cli, Connection, Pair, all_pairs, as_plain_roles, on_all_pairs, wait_until
 from test_run import Daemon, daemon, ends_identical
 
+pytestmark = pytest.mark.unguarded
+
 __all__ = ["make_role"]
 
 #: Within what time users can write again: looked at every second, and twice before a table is taken out.

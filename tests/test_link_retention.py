@@ -23,6 +23,8 @@ from pglockstep.progress.slots import LEVELS, near_limit, slot_lost
 from pglockstep.units import Lsn
 from test_run import Daemon
 
+pytestmark = pytest.mark.unguarded
+
 MB = 1 << 20
 
 

@@ -11,6 +11,8 @@ import pytest
 from fix_servers import Cli, Pair, on_all_pairs
 from fix_workload import SCHEMA, one_transaction
 
+pytestmark = pytest.mark.unguarded
+
 
 def run_json(cli: Cli, command: str, pair: Pair, *, code: int = 0) -> dict[str, Any]:
     """Run a command with ``--json`` and return its one link; the exit code must be `code`."""

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from fix_servers import Cli, Pair, on_all_pairs, wait_until
 from fix_workload import SCHEMA, workload
 from pglockstep.demo.servers import StopMode
+
+pytestmark = pytest.mark.unguarded
 
 #: A crash, and an orderly end.
 STOPS: tuple[StopMode, ...] = ("immediate", "fast")

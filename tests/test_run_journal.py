@@ -17,6 +17,8 @@ from fix_workload import SCHEMA
 from pglockstep.units import Lsn
 from test_run import daemon, ends_identical
 
+pytestmark = pytest.mark.unguarded
+
 
 def confirmed(source: Connection) -> int:
     """How far the source was told that everything is durable, in bytes of WAL behind its end."""

@@ -24,6 +24,8 @@ from fix_servers import (
 )
 from test_run import daemon, ends_identical
 
+pytestmark = pytest.mark.unguarded
+
 __all__ = ["make_role"]
 
 

@@ -17,7 +17,7 @@ from fix_workload import SCHEMA, workload
 from test_run import Daemon, daemon
 from test_traps_size import Record
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.unguarded, pytest.mark.soak, pytest.mark.timeout(1200)]
 
 #: What the daemon and its children may hold together, in MB: at work, and idle.
 AT_WORK, IDLE = 200, 90

@@ -15,6 +15,8 @@ from fix_roads import demand_identical, same_rows, still_following
 from fix_servers import Cli, Connection, Pair, majors, wait_until
 from test_run import Daemon, daemon
 
+pytestmark = pytest.mark.unguarded
+
 soak = pytest.mark.soak
 Record = Callable[[str, object], None]
 #: The longest way up, and, among the long tests, one version.

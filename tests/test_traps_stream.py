@@ -9,6 +9,8 @@ from fix_roads import together, walk_both_roads
 from fix_servers import Cli, Connection, Pair, all_pairs, connect, majors
 from fix_stories import STORIES, Story
 
+pytestmark = pytest.mark.unguarded
+
 #: How often all stories are told while no daemon runs.
 _TELLINGS = 16
 

@@ -20,6 +20,7 @@ from pglockstep.guard import source_tables as there
 from pglockstep.guard.judge import Gone
 from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
+from pglockstep.link.session import source_clock
 from pglockstep.observe.incident import needs_decision
 from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import End, connect, ends, translate
@@ -43,6 +44,7 @@ class Drops:
         self._id = link_id
         #: seen to be gone, and not judged yet
         self.gone: list[Gone] = []
+        self._seen_at = 0
 
     @classmethod
     async def of(cls, link: Link, conn: AsyncConnection[TupleRow], target: End, link_id: str) -> Drops:
@@ -77,6 +79,7 @@ class Drops:
         )
         row = await cursor.fetchone()
         assert row is not None
+        self._seen_at = await source_clock(session)
         place: Lsn = row[0]
         return place
 
@@ -105,7 +108,7 @@ class Drops:
         if not self.gone:
             return
         gone, self.gone = self.gone, []
-        incident = await self._link.gate.dropped(gone, progress)
+        incident = await self._link.gate.dropped(gone, progress, self._seen_at)
         if incident is not None:
             raise needs_decision(incident)
         if renamed := next((each for each in gone if each.how.startswith("renamed")), None):

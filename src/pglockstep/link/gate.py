@@ -89,12 +89,11 @@ class StreamGate:
                 counts.recall(each, progress)
         counts.position = max(counts.position, progress)
 
-    def seed(self, rows: Mapping[QualifiedName, int], lsns: Mapping[QualifiedName, Lsn]) -> None:
-        """The tables hold so many rows, each as of its LSN."""
+    def seed(self, rows: Mapping[QualifiedName, int], lsns: Mapping[QualifiedName, Lsn], time: int) -> None:
+        """The tables hold so many rows, each as of its LSN; seen at a time of the source's clock."""
         self._began = True
-        now = _microseconds(datetime.now(UTC))
         for name, lsn in lsns.items():
-            self.judge.counts.seed(name, rows[name], lsn, now)
+            self.judge.counts.seed(name, rows[name], lsn, time)
 
     def forget(self, tables: Sequence[QualifiedName]) -> None:
         """These tables were changed beside the stream: they are counted anew when it matters."""
@@ -246,10 +245,12 @@ class StreamGate:
         twin._copied, twin._began, twin._uses = self._copied, True, False
         return twin
 
-    async def dropped(self, gone: Sequence[Gone], progress: Lsn) -> Incident | None:
-        """Judge that tables are gone from the source, the target being complete up to `progress`; the incident, if it is one."""
+    async def dropped(self, gone: Sequence[Gone], progress: Lsn, time: int) -> Incident | None:
+        """Judge that tables are gone from the source, at a time of its clock; the incident, if it is one.
+
+        The target is complete up to `progress`, and that is behind it.
+        """
         now = datetime.now(UTC)
-        time = _microseconds(now)
         self.judge.allow(self._store.allowances(self._key, now))
         answer = self.judge.dropped(gone, time)
         if isinstance(answer, Recount):

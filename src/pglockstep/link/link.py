@@ -142,7 +142,8 @@ class Link:
             record = await progress.read(ends.target_conn)
             parts = await copying.parts(ends.target_conn)
         assert record is not None
-        self.gate.seed(copying.rows_of(parts), copied)
+        with translate(ends.source):
+            self.gate.seed(copying.rows_of(parts), copied, await session.source_clock(ends.source_conn))
         barrier = await session.emit_barrier(ends, record.id)
         async with self.applying(ends, copied=copied) as pipeline:
             await pipeline.run(until=barrier)

@@ -107,6 +107,17 @@ async def source_position(conn: AsyncConnection) -> Lsn:
     return position
 
 
+async def source_clock(conn: AsyncConnection) -> int:
+    """What the source's clock shows, in microseconds since 2000-01-01 UTC, as commits carry it."""
+    cursor = await conn.execute(
+        "SELECT (extract(epoch FROM pg_catalog.clock_timestamp() - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint"
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    time: int = row[0]
+    return time
+
+
 async def act_as_replica(conn: AsyncConnection, target: End, facts: Facts, selection: Selection) -> None:
     """Prepare the target's session for applying: triggers and foreign keys stay quiet, commits do not wait for the disk.
 
