@@ -26,6 +26,12 @@ NAMES = {
     "restore.begun": "what is to be put back on the source has begun its transaction there",
     "restore.commit": "what was put back on the source is about to be committed",
     "restore.committed": "what was put back on the source was committed, and nobody knows yet",
+    "refill.begun": "what the source lacks has begun to be put back, in a transaction there",
+    "refill.commit": "the refilled source is about to commit",
+    "refill.committed": "the refilled source has committed, and nobody knows yet",
+    "adopt.slot": "a source that is followed anew has its slot, and the target does not know yet",
+    "adopt.commit": "the target is about to follow its source anew",
+    "adopt.committed": "the target follows its source anew, and the incident is still open",
     "progress.move": "progress is about to follow an idle source",
 }
 

@@ -1,8 +1,9 @@
-"""The target's database itself: what it is made of, remembered while it stands, and making it again when it is gone."""
+"""An end's database itself: what it is made of, remembered while it stands, and making it again when it is gone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
@@ -12,7 +13,14 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import TargetLacks, TargetUnreachable, one_line
+from pglockstep.errors import (
+    EndError,
+    SourceLacks,
+    SourceUnreachable,
+    TargetLacks,
+    TargetUnreachable,
+    one_line,
+)
 from pglockstep.postgres.connect import End, answered, connect, translate
 
 #: Where to stand while the database is not there.
@@ -142,7 +150,10 @@ def furnishing(wanted: Database) -> Iterator[sql.Composed]:
 
 
 async def make_again(end: End, wanted: Database) -> bool:
-    """Make the database that the target was, empty; false if somebody has done so already. Raises the target's errors."""
+    """Make the database that an end was, empty; false if somebody has done so already. Raises the end's errors.
+
+    On a server that does not have its owner or tablespace it is our role's, or in the usual place.
+    """
     conn = await _elsewhere(end)
     try:
         with answered(end, conn), translate(end):
@@ -151,29 +162,51 @@ async def make_again(end: End, wanted: Database) -> bool:
             )
             if cursor.rowcount:
                 return False
+            wanted = await _as_possible(conn, wanted)
             try:
                 await conn.execute(creation(wanted))
             except psycopg.errors.InsufficientPrivilege as error:
-                raise TargetLacks(
-                    f"the target's database is gone and our role may not make it again: {one_line(str(error))}",
-                    hint=f"on the target, as a superuser: {creation(wanted).as_string(conn)};",
+                lacks = SourceLacks if end.side == "source" else TargetLacks
+                raise lacks(
+                    f"the {end.side}'s database is gone and our role may not make it again: {one_line(str(error))}",
+                    hint=f"on the {end.side}, as a superuser: {creation(wanted).as_string(conn)};",
                 ) from error
             async with conn.transaction():
                 for statement in furnishing(wanted):
-                    await conn.execute(statement)
+                    # a role that this server does not have has nothing there
+                    with suppress(psycopg.errors.UndefinedObject):
+                        async with conn.transaction():
+                            await conn.execute(statement)
     finally:
         await conn.close()
     return True
 
 
+async def _as_possible(conn: AsyncConnection[TupleRow], wanted: Database) -> Database:
+    """The database as this server can have it."""
+    cursor = await conn.execute(
+        "SELECT current_user::text, EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1), "
+        "EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $2)",
+        [wanted.owner, wanted.tablespace],
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    ours, owner, tablespace = row
+    return msgspec.structs.replace(
+        wanted,
+        owner=wanted.owner if owner else ours,
+        tablespace=wanted.tablespace if tablespace else "pg_default",
+    )
+
+
 async def _elsewhere(end: End) -> AsyncConnection[TupleRow]:
-    """A session in another database of the target's server."""
-    refused: TargetUnreachable | None = None
+    """A session in another database of the end's server."""
+    refused: EndError | None = None
     for name in _ELSEWHERE:
         conninfo = make_conninfo(end.conninfo, dbname=name)
         try:
             return await connect(msgspec.structs.replace(end, conninfo=conninfo), "maintenance")
-        except TargetUnreachable as error:
+        except (SourceUnreachable, TargetUnreachable) as error:
             refused = refused or error
     assert refused is not None
     raise refused

@@ -9,28 +9,18 @@ source's shows one moment throughout, the target's is rolled back if anything fa
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
 
 import msgspec
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import Inconclusive
+from pglockstep.guard.buckets import Buckets, differing, encoding_of, size_of
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, translate
 from pglockstep.postgres.extents import Extent, is_binary
 from pglockstep.postgres.relay import relay
-from pglockstep.postgres.row_texts import PROBE, PROBE_HASH, SEEDS, row_text, text_hash
-
-#: A table up to this many bytes travels whole: that is sooner done than summing it up.
-_SMALL: Final = 1 << 20
-#: About so many bytes of a table share a bucket, and there are at most so many buckets.
-_BUCKET_BYTES: Final = 32 << 10
-_MOST_BUCKETS: Final = 1 << 16
-#: From this share of buckets on that differ, the table travels whole.
-_MOST_OF_IT: Final = 0.5
+from pglockstep.postgres.row_texts import SEEDS, row_text, text_hash
 
 #: The session's own tables: the source's rows in question, and where each row stands on either side, with what it says.
 _STAGE = sql.Identifier("pg_temp", "pglockstep_mend")
@@ -90,71 +80,21 @@ class Mender:
         if empty:
             rows = await self._relay(_copy_out(name, columns, binary), _copy_in(name, columns, binary))
             return Mended(rows, 0, self._sent)
-        buckets = await self._buckets(table, columns, extent)
+        there, here = zip(self._ends, (self._source, self._target), strict=True)
+        size = max(extent.bytes, await size_of(here, name))
+        buckets = await differing(there, here, name, columns, size)
         if buckets is not None and not buckets.numbers:
             return Mended()
         # no two rows with one key say the same
         unique = has_key and bool(table.primary_key)
         return await self._exchange(name, columns, binary, buckets, unique=unique)
 
-    async def _buckets(self, table: Table, columns: Sequence[str], extent: Extent) -> _Buckets | None:
-        """The buckets in which the ends differ; None if the table travels whole."""
-        size = extent.bytes
-        with translate(self._ends[1]):
-            cursor = await self._target.execute(
-                "SELECT pg_catalog.pg_table_size($1::text::regclass)", [table.name.sql().as_string()]
-            )
-            row = await cursor.fetchone()
-        assert row is not None
-        size = max(size, row[0])
-        if size <= _SMALL or not columns:
-            return None
-        count = min(_MOST_BUCKETS, 1 << (size // _BUCKET_BYTES).bit_length())
-        both = await asyncio.gather(
-            *(
-                self._sums(end, conn, table, columns, count)
-                for end, conn in zip(self._ends, (self._source, self._target), strict=True)
-            ),
-            return_exceptions=True,
-        )
-        for each in both:
-            if isinstance(each, BaseException):
-                raise each
-        there, here = (each for each in both if not isinstance(each, BaseException))
-        differ = [number for number in there.keys() | here.keys() if there.get(number) != here.get(number)]
-        return None if len(differ) > count * _MOST_OF_IT else _Buckets(count, tuple(differ))
-
-    async def _sums(
-        self, end: End, conn: AsyncConnection[TupleRow], table: Table, columns: Sequence[str], count: int
-    ) -> dict[int, tuple[Any, ...]]:
-        query = sql.SQL(
-            "SELECT bucket & {mask} AS bucket, count(*), sum(bucket)::text, sum(other)::text "
-            "FROM (SELECT {bucket} AS bucket, {other} AS other FROM (SELECT {row} AS row FROM ONLY {table} OFFSET 0) AS r) AS h "
-            "GROUP BY 1 UNION ALL SELECT -1, {probe}, NULL, NULL"
-        ).format(
-            mask=sql.Literal(count - 1),
-            bucket=text_hash(sql.Identifier("row"), SEEDS[0]),
-            other=text_hash(sql.Identifier("row"), SEEDS[1]),
-            row=row_text(columns, _encoding(conn)),
-            table=table.name.sql(),
-            probe=text_hash(sql.Literal(PROBE), SEEDS[0]),
-        )
-        with translate(end):
-            cursor = await conn.execute(query, prepare=False)
-            found = {number: tuple(rest) async for number, *rest in cursor}
-        if found.pop(-1)[0] != PROBE_HASH:
-            raise Inconclusive(
-                "the server computes other hashes than PostgreSQL 14 to 18 do on a little-endian machine",
-                hint="no row of a large table can be healed by what differs there; copy the link anew",
-            )
-        return found
-
     async def _exchange(
         self,
         name: sql.Identifier,
         columns: Sequence[str],
         binary: bool,
-        buckets: _Buckets | None,
+        buckets: Buckets | None,
         *,
         unique: bool,
     ) -> Mended:
@@ -169,11 +109,11 @@ class Mender:
         query = _copy_out(name, columns, binary)
         if buckets is not None:
             rows = sql.SQL("SELECT {} FROM ONLY {} WHERE {}").format(
-                listed, name, buckets.holds(columns, _encoding(self._source))
+                listed, name, buckets.holds(columns, encoding_of(self._source))
             )
             query = sql.SQL("COPY ({}) TO STDOUT{}").format(rows, _format(binary))
         await self._relay(query, _copy_in(_STAGE, columns, binary))
-        encoding = _encoding(self._target)
+        encoding = encoding_of(self._target)
         where = None if buckets is None else buckets.holds(columns, encoding)
         here = _numbered(name, columns, encoding, where, unique=unique)
         there = _numbered(_STAGE, columns, encoding, None, unique=unique)
@@ -205,21 +145,6 @@ class Mender:
 
         statements = (out.as_bytes(), into.as_bytes())
         return await relay(self._source, self._target, self._ends, statements, moved)
-
-
-class _Buckets(msgspec.Struct, frozen=True):
-    """Some of `count` buckets, a power of two."""
-
-    count: int
-    numbers: tuple[int, ...]
-
-    def holds(self, columns: Sequence[str], encoding: str) -> sql.Composed:
-        """The condition that a row is in one of them."""
-        return sql.SQL("{} & {} = ANY ({}::bigint[])").format(
-            text_hash(row_text(columns, encoding), SEEDS[0]),
-            sql.Literal(self.count - 1),
-            sql.Literal(list(self.numbers)),
-        )
 
 
 def _numbered(
@@ -270,7 +195,3 @@ def _listed(columns: Sequence[str]) -> sql.Composed:
 
 def _in_brackets(columns: Sequence[str]) -> sql.Composable:
     return sql.SQL(" ({})").format(_listed(columns)) if columns else sql.SQL("")
-
-
-def _encoding(conn: AsyncConnection[Any]) -> str:
-    return conn.info.parameter_status("server_encoding") or "UTF8"

@@ -21,11 +21,13 @@ from pglockstep.guard.rows import composed
 from pglockstep.postgres import ownership, sequences
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import translate
-from pglockstep.postgres.dump import Described, SchemaArchive
+from pglockstep.postgres.dump import Described, Entry, SchemaArchive
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.sequences import SequenceState
 
 _PUBLIC = Named("schema", "public")
+#: By their catalogs: schemas, extensions, types, collations, languages.
+_FOUNDATIONS = frozenset({2615, 3079, 1247, 3456, 2612})
 
 
 class Remaking:
@@ -48,31 +50,52 @@ class Remaking:
         found = [each.words for each in self._entries if not each.words.startswith(shown)]
         return (*(["SCHEMA - public"] if _PUBLIC in self._lost.values() else []), *found)
 
+    def knows(self, class_oid: int, oid: int) -> bool:
+        """Whether this object of the target's is made again."""
+        return any((each.entry.class_oid, each.entry.oid) == (class_oid, oid) for each in self._entries)
+
     @property
     def relations(self) -> set[QualifiedName]:
         """The tables, views and sequences that are made again."""
         return {self._relations[address] for address in self._lost if address in self._relations}
 
-    async def survey(self, dropped: Collection[QualifiedName]) -> None:
-        """Find out what is missing on the source because these tables were dropped. Needs the archive."""
+    async def survey(self, dropped: Collection[QualifiedName] | None) -> None:
+        """Find out what is missing on the source because these tables were dropped; None: all that is. Needs the archive."""
         with translate(self._sides.target_end):
             here = await restore_objects.objects(self._sides.target)
             links = await restore_objects.edges(self._sides.target)
             self._relations = await restore_objects.relations(self._sides.target)
         with translate(self._sides.source_end):
             there = set((await restore_objects.objects(self._sides.source)).values())
-        start = [address for address, name in self._relations.items() if name in dropped]
-        found = restore_objects.lost(here, there, links, start)
+        if dropped is None:
+            found = {address for address, name in here.items() if name not in there}
+        else:
+            start = [address for address, name in self._relations.items() if name in dropped]
+            found = restore_objects.lost(here, there, links, start)
         self._lost = {address: here[address] for address in found}
         self._entries = restore_objects.entries_of(await self._archive.described(), found)
 
     async def before_rows(self) -> None:
         """Make schemas, types, functions, tables, sequences and views."""
+        await self.foundations()
+        await self.objects()
+
+    async def foundations(self) -> None:
+        """Make what columns can be of: schemas, extensions, types."""
         if _PUBLIC in self._lost.values():
             await self._make_public()
-        first = [each.entry for each in self._entries if not await self._is_late(each) and not each.is_grant]
-        script = await self._archive.script(first, target_major=self._major)
-        if script:
+        await self._run([each.entry for each in await self._early() if each.entry.class_oid in _FOUNDATIONS])
+
+    async def objects(self) -> None:
+        """Make functions, tables, sequences and views, on those."""
+        early = await self._early()
+        await self._run([each.entry for each in early if each.entry.class_oid not in _FOUNDATIONS])
+
+    async def _early(self) -> list[Described]:
+        return [each for each in self._entries if not await self._is_late(each) and not each.is_grant]
+
+    async def _run(self, entries: Sequence[Entry]) -> None:
+        if script := await self._archive.script(entries, target_major=self._major):
             with translate(self._sides.source_end):
                 await self._sides.source.execute(script, prepare=False)
 
