@@ -94,9 +94,11 @@ def test_rows_written_since_stay(shop: Scene) -> None:
         *(row for row in shop.before["Shop.hen"] if not row.endswith(",1)")), "(77,1)", "(,1000)"
     ])  # fmt: skip
     assert len(after["Shop.event"]) == len(shop.before["Shop.event"]) + 1
-    (left,) = outcome.left
+    # its egg is nobody's, so the foreign key cannot be there either
+    left, key = outcome.left
     assert (left.schema, left.table, left.what) == ("Shop", "hen", "id = '1'")
     assert "already exists" in left.reason
+    assert "hen_egg_fkey" in key.what
     assert after["Shop.orders"] == shop.before["Shop.orders"]
 
 
