@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pglockstep.findings import counted
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
 
@@ -71,3 +72,22 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     def rows_left(self) -> int:
         """All rows left as they are."""
         return sum(each.left for each in self.tables)
+
+
+def told(outcome: Outcome) -> str:
+    """What came of a restore, in a sentence. Pure."""
+    parts = [f"{counted(outcome.rows, 'row')} put back on the source"]
+    if outcome.made:
+        parts.append(f"{counted(len(outcome.made), 'object')} made again")
+    if outcome.renamed:
+        parts.append(", ".join(f"{now} has its name back (it was {was})" for now, was in outcome.renamed))
+    if outcome.rows_left:
+        some = "; ".join(
+            f"{each.schema}.{each.table} {each.what}: {each.reason}" for each in outcome.left[:5]
+        )
+        parts.append(f"{counted(outcome.rows_left, 'row')} left as they are ({some})")
+    parts += [
+        f"{counted(each.rows, 'row')} of {each.schema}.{each.table} now refer to nothing by {each.constraint}"
+        for each in outcome.violations
+    ]
+    return "; ".join(parts)

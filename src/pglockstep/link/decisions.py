@@ -20,8 +20,8 @@ from pglockstep.guard import questions, restore_journal, source_tables
 from pglockstep.guard.mend import Mended
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.restore import Order, restore
-from pglockstep.guard.restore_outcome import Outcome
-from pglockstep.link import session, survey
+from pglockstep.guard.restore_outcome import told
+from pglockstep.link import pinning, session, survey, takeover
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
@@ -95,6 +95,8 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
     """
     demand_decided(link)
     for incident in link.open_incidents():
+        if pinning.concerns(incident):
+            raise pinning.BeginAgain
         with translate(target):
             record = demand_progress(await progress.read(conn))
             await progress.upgrade(conn)
@@ -163,8 +165,8 @@ async def _restore(
             with translate(target):
                 await restoring.forget(conn, incident.id)
             await asyncio.sleep(attempt)
-    link.incidents.concluded(incident.id, "restored", _told(outcome))
-    log.info("incident %s: %s", incident.id, _told(outcome), extra=link.about("guard.restored"))
+    link.incidents.concluded(incident.id, "restored", told(outcome))
+    log.info("incident %s: %s", incident.id, told(outcome), extra=link.about("guard.restored"))
 
 
 async def level(
@@ -293,31 +295,13 @@ def _tables(incident: Incident) -> list[QualifiedName]:
     return sorted({QualifiedName(each.schema, each.table) for each in incident.tables})
 
 
-def _told(outcome: Outcome) -> str:
-    """What came of a restore, in a sentence. Pure."""
-    parts = [f"{counted(outcome.rows, 'row')} put back on the source"]
-    if outcome.made:
-        parts.append(f"{counted(len(outcome.made), 'object')} made again")
-    if outcome.renamed:
-        parts.append(", ".join(f"{now} has its name back (it was {was})" for now, was in outcome.renamed))
-    if outcome.rows_left:
-        some = "; ".join(
-            f"{each.schema}.{each.table} {each.what}: {each.reason}" for each in outcome.left[:5]
-        )
-        parts.append(f"{counted(outcome.rows_left, 'row')} left as they are ({some})")
-    parts += [
-        f"{counted(each.rows, 'row')} of {each.schema}.{each.table} now refer to nothing by {each.constraint}"
-        for each in outcome.violations
-    ]
-    return "; ".join(parts)
-
-
 async def carry_out(link: Link, incident: Incident) -> Incident:
     """Carry the decision on `incident` out while no daemon runs; the incident as it is then."""
-    async with session.opened(link.config, "decide") as both:
+    async with pinning.opened(link, "decide") as both:
         if not await session.take_lock(both.target_conn, both.target):
             raise needs_decision(incident)
         try:
+            await takeover.settle(link, both)
             await settle(link, both.target_conn, both.target)
         except LockstepError:
             found = _outcome(link.incidents, incident)

@@ -22,11 +22,12 @@ from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.session import source_clock
 from pglockstep.observe.incident import needs_decision
-from pglockstep.postgres import catalog
+from pglockstep.postgres import catalog, privileges
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import detached
 from pglockstep.progress import source_tables as followed
+from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
 
 log = logging.getLogger(__name__)
@@ -38,19 +39,20 @@ _EVERY = 1.0
 class Drops:
     """What one link follows, by the source's OIDs; as its target remembers it."""
 
-    def __init__(self, link: Link, known: dict[QualifiedName, int], link_id: str) -> None:
+    def __init__(self, link: Link, known: dict[QualifiedName, int], record: LinkRecord) -> None:
         self._link = link
         self._known = known
-        self._id = link_id
+        self._id = record.id
+        self._identity = record.source_identity
         #: seen to be gone, and not judged yet
         self.gone: list[Gone] = []
         self._seen_at = 0
 
     @classmethod
-    async def of(cls, link: Link, conn: AsyncConnection[TupleRow], target: End, link_id: str) -> Drops:
+    async def of(cls, link: Link, conn: AsyncConnection[TupleRow], target: End, record: LinkRecord) -> Drops:
         """As the target behind `conn` remembers it. Whoever calls holds the lock."""
         with translate(target):
-            return cls(link, await followed.read(conn), link_id)
+            return cls(link, await followed.read(conn), record)
 
     async def adopt(self, conn: AsyncConnection[TupleRow], target: End) -> None:
         """Note what is followed, where that was never done."""
@@ -90,10 +92,11 @@ class Drops:
             try:
                 session = await connect(source, "catalog")
                 try:
-                    while True:
+                    while await self._is_known(session):
                         with translate(source):
                             place = await self.look(session)
-                        if place is not None:
+                        # an older copy of the source, whose WAL does not reach so far, has lost more than tables
+                        if place is not None and place > outlet.applied:
                             outlet.end_at(place)
                             return
                         await asyncio.sleep(_EVERY)
@@ -102,6 +105,11 @@ class Drops:
             except LockstepError as error:
                 log.debug("the catalog was not read: %s", error, extra=self._link.about("drops.failed"))
             await asyncio.sleep(_EVERY)
+
+    async def _is_known(self, session: AsyncConnection[TupleRow]) -> bool:
+        """Whether it is the source that is followed: what another one lacks is no loss of single tables."""
+        with translate(ends(self._link.config)[0]):
+            return (await privileges.facts(session)).identity == self._identity
 
     async def settle(self, conn: AsyncConnection[TupleRow], target: End, progress: Lsn) -> None:
         """Judge what is gone; the target has all up to that. Raises `IncidentOpen`, or drops here what may go."""

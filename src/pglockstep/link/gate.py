@@ -89,6 +89,12 @@ class StreamGate:
                 counts.recall(each, progress)
         counts.position = max(counts.position, progress)
 
+    def start_over(self, position: Lsn) -> None:
+        """From here on it is another WAL, from `position` on: what was counted in the former one is forgotten."""
+        self.judge = Judge(self._config.guard)
+        self.judge.counts.position = position
+        self._began, self._saved, self._approved = True, -1, []
+
     def seed(self, rows: Mapping[QualifiedName, int], lsns: Mapping[QualifiedName, Lsn], time: int) -> None:
         """The tables hold so many rows, each as of its LSN; seen at a time of the source's clock."""
         self._began = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -22,7 +23,6 @@ from psycopg.rows import TupleRow
 
 from pglockstep.copy.source import end_sender
 from pglockstep.errors import (
-    ApplyRefused,
     IncidentOpen,
     LinkHeld,
     LockstepError,
@@ -36,12 +36,14 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import identities, retention, session, unpublished
+from pglockstep.link import identities, pinning, retention, session, takeover, unpublished
 from pglockstep.link.decisions import settle, undecided
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
+from pglockstep.link.patience import pause, worth_another_try
+from pglockstep.link.pinning import BeginAgain
 from pglockstep.link.states import Event
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
@@ -54,14 +56,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How often a refused change is repeated before a person is needed, and the pauses between attempts, in seconds.
-_CAREFUL_ATTEMPTS = 3
-_FIRST_PAUSE = 0.2
-_LONGEST_PAUSE = 30.0
 #: How often the state is written down, in seconds.
 _REPORT_EVERY = 1.0
 #: How often it is looked whether somebody has decided, in seconds.
 _LOOK_FOR_DECISION_EVERY = 0.1
+#: And whether a source that was another one is the known one again.
+_LOOK_AGAIN_EVERY = 2.0
 
 
 async def keep(link: Link) -> None:
@@ -78,7 +78,11 @@ async def keep(link: Link) -> None:
         asyncio.create_task(identities.watch(link), name="identities"),
     ]
     try:
-        await keeper.run()
+        while True:
+            try:
+                await keeper.run()
+            except BeginAgain:
+                keeper = Keeper(link, began=True)
     except LockstepError as error:
         link.standing.move(Event.REFUSED, error.message)
         raise
@@ -100,10 +104,10 @@ class Opened(msgspec.Struct, frozen=True):
 class Keeper:
     """Keeps both halves of a link going, each by itself: one that is away holds up no more than its own."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, began: bool = False) -> None:
         self._link = link
         link.carrier.ahead = True
-        self._began = False
+        self._began = began
         #: what is in the way, by the end that it concerns; at first neither half has begun
         self._down: dict[Side | Literal["journal"], str] = {"source": "", "target": ""}
         #: sessions that are open already, for the first attempt of either half
@@ -186,10 +190,12 @@ class Keeper:
         """Nothing more is applied until whatever is open has been decided; the source goes on being received."""
         self._link.standing.move(Event.HELD, error.message)
         log.error("%s", error, extra=self._link.about("link.held"))
-        while True:
+        looked = time.monotonic()
+        while undecided(self._link.open_incidents()) is not None:
             await asyncio.sleep(_LOOK_FOR_DECISION_EVERY)
-            if undecided(self._link.open_incidents()) is None:
-                break
+            if time.monotonic() - looked > _LOOK_AGAIN_EVERY:
+                await pinning.look_again(self._link, self._journal.position if self._journal else None)
+                looked = time.monotonic()
         self._link.standing.move(Event.RELEASED)
 
     def _went_down(self, side: Side, error: LockstepError, seconds: float) -> None:
@@ -219,11 +225,13 @@ class Keeper:
         """Open both ends, take the lock, make the first copy if there is none, open the journal."""
         link = self._link
         async with AsyncExitStack() as opening:
-            ends = await opening.enter_async_context(session.opened(link.config, "run"))
+            ends = await opening.enter_async_context(pinning.opened(link, "run"))
             if not await session.take_lock(ends.target_conn, ends.target):
                 raise await self._held_by_other(ends.target_conn, ends.target)
             self._began = True
-            record, _ = await link.ready(ends, lasting=True)
+            await takeover.settle(link, ends)
+            record, copied = await link.ready(ends, lasting=True)
+            await pinning.pin_first(link, ends, anew=bool(copied))
             journal = await opening.enter_async_context(link.journal(ends.source_conn, ends.source, record))
             assert record.progress is not None
             self._applied = self._flushed = record.progress
@@ -279,8 +287,17 @@ class Keeper:
 
     async def _receive(self, journal: Journal, record: LinkRecord, careful: bool) -> None:
         """Receive into the journal until something fails."""
+        try:
+            await self._receive_from(journal, record)
+        except SourceError as error:
+            pinning.demand_there(self._link, error)
+            raise
+
+    async def _receive_from(self, journal: Journal, record: LinkRecord) -> None:
         async with self._opened("source") as there:
-            session.demand_identity(there.end, there.facts, record)
+            extent = await journal.extent()
+            known = max(self._applied, extent[1] if extent else self._applied)
+            await pinning.demand_known(self._link, there.conn, there.end, record, known)
             demand(privileges.source_findings(there.facts, needs_slot=False))
             now = msgspec.structs.replace(record, progress=self._applied)
             with answered(there.end, there.conn):
@@ -288,7 +305,7 @@ class Keeper:
                     # the lock is ours: a sender of this slot can only be one that its server has not missed yet
                     with translate(there.end):
                         await end_sender(there.conn, record.slot)
-                await session.demand_slot(there.conn, there.end, now, await journal.extent())
+                await session.demand_slot(there.conn, there.end, now, extent)
             self._source = there.conn
             try:
                 intake = Intake(there.end, record, journal, self._flushed_by_now)
@@ -307,7 +324,7 @@ class Keeper:
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
             await settle(link, there.conn, there.end)
-            drops = await Drops.of(link, there.conn, there.end, record.id)
+            drops = await Drops.of(link, there.conn, there.end, now)
             while True:
                 applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
                 async with applying as outlet:
@@ -363,17 +380,3 @@ class Keeper:
             f"{who} holds link {self._link.config.name!r}",
             hint="stop that process first if this one is to take over; pglockstep status shows it",
         )
-
-
-def worth_another_try(error: LockstepError, tries: int) -> bool:
-    """Whether a link that had been running goes on by itself after its `tries`-th failure in a row. Pure."""
-    if error.transient or isinstance(error, LinkHeld):
-        # held: by our own session that its server has not missed yet, or by a `once` that took its turn
-        return True
-    # a refused change may have been refused for what passes: it is repeated with care, a few times
-    return type(error) in (ApplyRefused, SourceError, TargetError) and tries <= _CAREFUL_ATTEMPTS
-
-
-def pause(tries: int, chance: float) -> float:
-    """Seconds to wait after the `tries`-th failure in a row; `chance` in [0, 1) spreads many links apart. Pure."""
-    return float(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(tries - 1, 10)) * (0.5 + chance / 2))

@@ -13,10 +13,10 @@ import msgspec
 
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
-from pglockstep.link import decisions, identities, session
+from pglockstep.link import decisions, identities, pinning, session, takeover
 from pglockstep.link.drops import Drops
-from pglockstep.link.keep import worth_another_try
 from pglockstep.link.link import Link
+from pglockstep.link.patience import worth_another_try
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.verify import LinkCheck, verify
 from pglockstep.observe.incident import needs_decision
@@ -38,20 +38,23 @@ class OnceResult(msgspec.Struct, frozen=True):
 
 async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
-    async with session.opened(link.config, "once") as ends:
-        decisions.demand_decided(link)
+    await pinning.look_again(link)
+    decisions.demand_decided(link)
+    async with pinning.opened(link, "once") as ends:
         while link.state.daemon_pid(link.key) or not await session.take_lock(
             ends.target_conn, ends.target, patience=0
         ):
             if (lsn := await _holder_passed_barrier(link, ends)) is not None:
                 return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
+        await takeover.settle(link, ends)
         record, copied_rows = await link.ready(ends)
+        await pinning.pin_first(link, ends, anew=bool(copied_rows))
         await decisions.settle(link, ends.target_conn, ends.target)
         await identities.settle(link)
         transactions = changes = 0
         lsn = Lsn(0)
 
-        drops = await Drops.of(link, ends.target_conn, ends.target, record.id)
+        drops = await Drops.of(link, ends.target_conn, ends.target, record)
 
         async def advance() -> None:
             nonlocal transactions, changes, lsn
@@ -90,8 +93,12 @@ async def check(link: Link) -> LinkCheck:
 
     Raises `IncidentOpen` while there is one: how the ends differ then is what is to be decided.
     """
+    await pinning.look_again(link)
     _demand_none_open(link)
-    async with session.opened(link.config, "check") as ends:
+    async with pinning.opened(link, "check") as ends:
+        with translate(ends.target):
+            record = await progress.read(ends.target_conn)
+        await _demand_known(link, ends, record)
         try:
             if await _holder_passed_barrier(link, ends) is not None:
                 return await _verify_beside(link, ends)
@@ -102,6 +109,18 @@ async def check(link: Link) -> LinkCheck:
         found = await verify(link.config.name, ends, link.selection, record, None)
         link.standing.remember(found)
         return found
+
+
+async def _demand_known(link: Link, ends: Ends, record: LinkRecord | None) -> None:
+    """Raise `IncidentOpen` unless the source is the one that the target follows."""
+    if record is None or record.phase != "streaming":
+        return
+    try:
+        await pinning.demand_known(link, ends.source_conn, ends.source, record, record.progress)
+    except pinning.BeginAgain:
+        incident = pinning.open_incident(link)
+        assert incident is not None
+        raise needs_decision(incident) from None
 
 
 def _demand_none_open(link: Link) -> None:
@@ -141,7 +160,7 @@ async def _holder_passed_barrier(link: Link, ends: Ends) -> Lsn | None:
         if held is None:
             return None
         if record is not None and record.phase == "streaming":
-            session.demand_identity(ends.source, ends.source_facts, record)
+            await _demand_known(link, ends, record)
             return await _barrier_passed(link, ends, record)
         # it is still making the first copy
         await asyncio.sleep(0.2)

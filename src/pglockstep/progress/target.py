@@ -161,6 +161,20 @@ async def begin_progress(conn: AsyncConnection, link: str, lsn: Lsn) -> None:
     )
 
 
+async def follow_anew(conn: AsyncConnection, link: str, source_identity: str, lsn: Lsn) -> None:
+    """The target goes on from `lsn` in the WAL of a source that is not what it was. Belongs into the commit that levels it.
+
+    Positions in the former WAL mean nothing there: last images keep their rows only until they are old enough to go.
+    """
+    await conn.execute(
+        "UPDATE pglockstep.link SET source_identity = $1 WHERE id = $2", [source_identity, link]
+    )
+    for table in ("progress", "copied", "source_table"):
+        await conn.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(OUR_SCHEMA, table)))
+    await conn.execute("UPDATE pglockstep.deleted SET lsn = '0/0'")
+    await begin_progress(conn, link, lsn)
+
+
 async def forget(conn: AsyncConnection) -> None:
     """Remove everything of ours from the target."""
     await conn.execute("DROP SCHEMA IF EXISTS pglockstep CASCADE")
