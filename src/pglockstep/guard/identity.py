@@ -32,18 +32,23 @@ class Known(msgspec.Struct, frozen=True):
 
     `pin`: as its target has it written down. `seen`: who it was when all was well, as far as this machine remembers.
     `reached`: up to where in its WAL something was received from it. `other`: the other end, when all was well.
+    `generation`: how often it was marked, at least.
     """
 
     pin: str
     seen: Identity | None = None
     reached: Lsn | None = None
     other: Identity | None = None
+    generation: int = 0
 
 
-def changed(side: Side, known: Known, found: Identity, *, has_slot: bool) -> Changed | None:
+def changed(
+    side: Side, known: Known, found: Identity, *, has_slot: bool, generation: int | None = None
+) -> Changed | None:
     """In what the database that answers now is another than the known one; None if it is the same.
 
-    `has_slot`: the link's slot is there, so that the stream could go on.
+    `has_slot`: the link's slot is there, so that the stream could go on. `generation`: how often it says that it was marked;
+    None where it does not say.
     """
     if found.pin != known.pin:
         return _another(side, known, found)
@@ -52,6 +57,12 @@ def changed(side: Side, known: Known, found: Identity, *, has_slot: bool) -> Cha
             "older",
             f"the {side} is an older copy of itself: its WAL ends at {found.position}, and up to {known.reached} was received "
             "from it",
+        )
+    if generation is not None and generation < known.generation:
+        return Changed(
+            "older",
+            f"the {side} is an older copy of itself: it was marked {generation} times, and the target knows of "
+            f"{known.generation}",
         )
     seen = known.seen
     if seen is None or seen.timeline == found.timeline:

@@ -76,6 +76,7 @@ async def keep(link: Link) -> None:
     watching = [
         asyncio.create_task(retention.watch(link, lambda: keeper.target_is_away), name="retention"),
         asyncio.create_task(identities.watch(link), name="identities"),
+        asyncio.create_task(pinning.watch(link), name="pinning"),
     ]
     try:
         while True:

@@ -21,6 +21,7 @@ from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.verify import LinkCheck, verify
 from pglockstep.observe.incident import needs_decision
 from pglockstep.postgres.connect import translate
+from pglockstep.progress import generation
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import Holder, LinkRecord
 from pglockstep.units import Lsn
@@ -115,6 +116,8 @@ async def _demand_known(link: Link, ends: Ends, record: LinkRecord | None) -> No
     """Raise `IncidentOpen` unless the source is the one that the target follows."""
     if record is None or record.phase != "streaming":
         return
+    with translate(ends.target):
+        link.generation = await generation.on_target(ends.target_conn)
     try:
         await pinning.demand_known(link, ends.source_conn, ends.source, record, record.progress)
     except pinning.BeginAgain:

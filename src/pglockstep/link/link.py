@@ -68,6 +68,8 @@ class Link:
         self.carrier = Carrier(source, target)
         self.gate = StreamGate(config, self.key, state, target)
         self.incidents = Incidents(state)
+        #: how often the source was marked, as far as is known here (`progress.generation`)
+        self.generation = 0
 
     async def ready(self, ends: Ends, *, lasting: bool = False) -> tuple[LinkRecord, int]:
         """The link's record, with its first copy made; and how many rows that copied just now.

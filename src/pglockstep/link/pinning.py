@@ -6,6 +6,7 @@ over by itself once the source that is known answers again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -37,11 +38,16 @@ from pglockstep.postgres.connect import End, connect, describe, ends, translate
 from pglockstep.postgres.identity import Identity
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.slots import read as read_slot
+from pglockstep.progress import generation
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
 
 log = logging.getLogger(__name__)
+
+
+#: How often the ends are pinned anew, in seconds.
+_EVERY = 60.0
 
 
 class Pinned(msgspec.Struct, frozen=True):
@@ -64,20 +70,49 @@ def pinned(link: Link) -> Pinned | None:
     return None
 
 
-async def pin(link: Link, both: Ends) -> None:
-    """Write down who the ends are: all is well."""
+async def pin(link: Link, both: Ends, record: LinkRecord) -> None:
+    """Write down who the ends are, and mark both: all is well. Whoever calls holds the lock, or is sure of who does."""
     with translate(both.source):
         source = await identity.read(both.source_conn)
         database = await databases.read(both.source_conn)
+        marked = await generation.on_source(both.source_conn, record.publication) or 0
     with translate(both.target):
         target = await identity.read(both.target_conn)
+        number = max(marked, await generation.on_target(both.target_conn)) + 1
+    with translate(both.source):
+        marks = await generation.mark_source(both.source_conn, record.publication, number)
+    if marks:
+        with translate(both.target):
+            await generation.mark_target(both.target_conn, number)
+        link.generation = number
     link.state.pin(link.key, msgspec.json.encode(Pinned(source, target, database)))
 
 
 async def pin_first(link: Link, both: Ends, *, anew: bool) -> None:
     """Write down who the ends are where that was never done, or the target was copied `anew`."""
     if anew or pinned(link) is None:
-        await pin(link, both)
+        with translate(both.target):
+            record = await progress.read(both.target_conn)
+        assert record is not None
+        await pin(link, both, record)
+
+
+async def watch(link: Link) -> None:
+    """Pin the ends again and again while a daemon keeps them level; a copy that is older than that is known by it."""
+    while True:
+        await asyncio.sleep(_EVERY)
+        try:
+            if link.open_incidents():
+                continue
+            async with session.opened(link.config, "pin") as both:
+                with translate(both.target):
+                    record = await progress.read(both.target_conn)
+                if record is None or record.phase != "streaming":
+                    continue
+                if await changed(link, both.source_conn, both.source, record, record.progress) is None:
+                    await pin(link, both, record)
+        except LockstepError as error:
+            log.debug("the ends were not looked at: %s", error, extra=link.about("identity.pin"))
 
 
 # --- looking ------------------------------------------------------------------------------------------------
@@ -93,15 +128,17 @@ async def changed(
     with translate(source):
         found = await identity.read(conn)
         slot = await read_slot(conn, record.slot)
+        marked = await generation.on_source(conn, record.publication)
     seen = pinned(link)
     known = Known(
         record.source_identity,
         None if seen is None else seen.source,
         reached,
         None if seen is None else seen.target,
+        link.generation,
     )
     has_slot = slot is not None and not slot.lost
-    answer = identities.changed("source", known, found, has_slot=has_slot)
+    answer = identities.changed("source", known, found, has_slot=has_slot, generation=marked)
     if answer is None or not answer.goes_on:
         return answer
     log.warning("%s; the link goes on with it", answer.message, extra=link.about("identity.promoted"))
@@ -164,8 +201,9 @@ async def look_again(link: Link, up_to: Lsn | None = None) -> None:
         async with session.opened(link.config, "look") as both:
             with translate(both.target):
                 record = await progress.read(both.target_conn)
-            if record is None or record.phase != "streaming":
-                return
+                if record is None or record.phase != "streaming":
+                    return
+                link.generation = await generation.on_target(both.target_conn)
             up_to = up_to or await reached(link, record)
             if await changed(link, both.source_conn, both.source, record, up_to) is None:
                 came_back(link, incident)

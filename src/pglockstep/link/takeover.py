@@ -19,6 +19,7 @@ from pglockstep.link.link import Link
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, Outcome, needs_decision
 from pglockstep.postgres.connect import translate
+from pglockstep.progress import generation
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 
@@ -44,6 +45,9 @@ async def settle(link: Link, both: Ends) -> None:
         if incident is not None:
             raise needs_decision(link.incidents.get(incident.id))
         return
+    with translate(both.target):
+        await progress.upgrade(both.target_conn)
+        link.generation = await generation.on_target(both.target_conn)
     if incident is None or not pinning.is_decided(incident):
         try:
             up_to = await pinning.reached(link, record)
@@ -51,7 +55,7 @@ async def settle(link: Link, both: Ends) -> None:
         except pinning.BeginAgain:
             incident = pinning.open_incident(link)
         else:
-            await pinning.pin(link, both)
+            await pinning.pin(link, both, record)
             return
     assert incident is not None
     await _carry_out(link, both, record, incident)
@@ -62,8 +66,6 @@ async def _carry_out(link: Link, both: Ends, record: LinkRecord, incident: Incid
     link.standing.move(Event.HEAL_STARTED, f"incident {incident.id}: {incident.message}")
     outcome: Outcome = "restored" if verb == "restore" else "approved"
     try:
-        with translate(both.target):
-            await progress.upgrade(both.target_conn)
         await adoption.catch_up(link, both, record)
         with translate(both.target):
             record = await progress.read(both.target_conn) or record
@@ -77,7 +79,7 @@ async def _carry_out(link: Link, both: Ends, record: LinkRecord, incident: Incid
         _give_up(link, incident, error)
     except LockstepError as error:
         _give_up(link, incident, error)
-    await pinning.pin(link, both)
+    await pinning.pin(link, both, record)
     link.incidents.concluded(incident.id, outcome, what)
     log.info("incident %s: %s", incident.id, what, extra=link.about("guard.restored"))
 

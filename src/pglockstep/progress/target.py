@@ -21,7 +21,7 @@ from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
 from pglockstep.units import Lsn
 
 #: What this version writes; ``schema.sql`` is format 1, and each ``format_N.sql`` brings the one before it to N.
-FORMAT = 3
+FORMAT = 4
 
 #: The two halves of the advisory lock: "pgls" in ASCII, and the one link that a target can have.
 _LOCK = (0x70676C73, 1)
@@ -172,6 +172,7 @@ async def follow_anew(conn: AsyncConnection, link: str, source_identity: str, ls
     for table in ("progress", "copied", "source_table"):
         await conn.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(OUR_SCHEMA, table)))
     await conn.execute("UPDATE pglockstep.deleted SET lsn = '0/0'")
+    await conn.execute("UPDATE pglockstep.generation SET number = 0")
     await begin_progress(conn, link, lsn)
 
 
