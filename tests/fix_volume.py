@@ -40,6 +40,19 @@ class Volume:
         _copied(self._kept, self.server.data)
         self.server.start()
 
+    def promote(self) -> None:
+        """The server comes back as a standby that was promoted: with all its WAL, and on a new timeline."""
+        self.server.stop()
+        signal = self.server.data / "standby.signal"
+        signal.touch()
+        self.server.user.owns(signal)
+        self.server.start()
+        with connect(self.server.conninfo()) as conn:
+            assert conn.execute("SELECT pg_promote()").fetchone() == (True,)
+            wait_until(
+                lambda: conn.execute("SELECT pg_is_in_recovery()").fetchone() == (False,), 20, "the promotion"
+            )
+
 
 def _copied(tree: Path, to: Path) -> None:
     shutil.copytree(tree, to, symlinks=True)

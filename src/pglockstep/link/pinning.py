@@ -147,6 +147,15 @@ async def changed(
     return None
 
 
+async def are_swapped(link: Link, both: Ends) -> bool:
+    """Whether the target is the database that was the source when all was well."""
+    seen = pinned(link)
+    if seen is None:
+        return False
+    with translate(both.target):
+        return (await identity.read(both.target_conn)).pin == seen.source.pin
+
+
 async def reached(link: Link, record: LinkRecord) -> Lsn | None:
     """Up to where something was received from the source, by the target or by the journal here."""
     extent = None

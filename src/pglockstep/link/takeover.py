@@ -36,6 +36,9 @@ async def settle(link: Link, both: Ends) -> None:
         record = await progress.read(both.target_conn)
     incident = pinning.open_incident(link)
     if record is None or record.phase == "copying":
+        if incident is None and await pinning.are_swapped(link, both):
+            message = "the source answers where the target was: the ends were swapped"
+            incident = pinning.opened_for(link, "identity", message)
         if incident is not None and pinning.is_decided(incident):
             nothing = TargetLacks(
                 "the target remembers no link any more: there is nothing to fill the source from, or to compare it with",
