@@ -134,7 +134,7 @@ class StreamGate:
         position = Lsn(counts.position)
         rows = {
             each.name: TableRows(
-                each.rows, each.filled_since, each.lost, each.lsn if each.lsn != position else None
+                each.rows, each.filled_since, each.lost, int(each.lsn) if each.lsn != position else None
             )
             for each in counts.remember()
         }
