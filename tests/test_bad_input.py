@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect
+from fix_servers import INSTALLED, Cli, MakeDatabase, Pair, connect, wait_until
 from pglockstep.demo.servers import ThrowawayServer
 
 COMMANDS = ["once", "check", "run"]
@@ -240,12 +241,22 @@ def test_a_standby_or_swapped_ends(filled: Pair, cli: Cli) -> None:
 
 
 def test_another_source_under_a_known_target(filled: Pair, cli: Cli, make_database: MakeDatabase) -> None:
-    """A different database at the source's address is an identity incident: exit 6 before a byte moves."""
+    """A different database at the source's address is an identity incident: exit 6 before a byte moves; a daemon waits."""
     assert cli("once", *ends(filled.source, filled.target)).returncode == 0
     stranger = make_database(filled.source_server)
+    arguments = ends(stranger, filled.target)
     with nothing_changes(stranger, filled.target):
-        for command in ("once", "run"):
-            refused(cli, [command, *ends(stranger, filled.target)], 6, "another database")
+        # which says it in its log, too, where it is opened
+        assert cli("check", *arguments).returncode == 6
+        refused(cli, ["once", *arguments], 6, "dropped and made anew")
+        running = cli.start("run", *arguments)
+        wait_until(
+            lambda: json.loads(cli("status", *arguments, "--json").stdout)["links"][0]["state"] == "held",
+            20,
+            "the daemon to hold",
+        )
+        running.terminate()
+        assert running.wait(20) == 0
 
 
 def test_a_slot_that_is_gone(filled: Pair, cli: Cli) -> None:
