@@ -18,13 +18,13 @@ from pglockstep.copy import snapshot
 from pglockstep.copy import source as ours
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import TooMuchLost
-from pglockstep.findings import counted, demand
+from pglockstep.findings import counted
 from pglockstep.guard import heal as engine
 from pglockstep.guard import questions, source_tables
 from pglockstep.guard.heal import Healed
 from pglockstep.guard.policy import Rules
 from pglockstep.link.link import Link
-from pglockstep.postgres import catalog, privileges
+from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import detached
@@ -61,7 +61,6 @@ async def follow_anew(link: Link, both: Ends, record: LinkRecord, may_go: Allowe
     `may_go`: how many rows each table may lose by that; None: what its rules allow. Raises `TooMuchLost` beyond that, and then
     the target is as it was; else the ends' errors.
     """
-    demand(privileges.source_findings(both.source_facts, needs_slot=True))
     await _clear(both, record)
     async with snapshot.first(both, record, link.selection) as (moment, tables):
         failpoints.reach("adopt.slot")

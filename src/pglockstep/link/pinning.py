@@ -25,6 +25,7 @@ from pglockstep.errors import (
     TargetLacks,
     TargetUnreachable,
 )
+from pglockstep.findings import demand
 from pglockstep.guard import database as databases
 from pglockstep.guard import identity as identities
 from pglockstep.guard import refill
@@ -33,7 +34,7 @@ from pglockstep.guard.identity import Changed, Known
 from pglockstep.link import session
 from pglockstep.link.link import Link
 from pglockstep.observe.incident import Incident, Kind, Loss, needs_decision
-from pglockstep.postgres import catalog, identity
+from pglockstep.postgres import catalog, identity, privileges
 from pglockstep.postgres.connect import End, connect, describe, ends, translate
 from pglockstep.postgres.identity import Identity
 from pglockstep.postgres.names import QualifiedName
@@ -186,7 +187,14 @@ def is_decided(incident: Incident) -> bool:
 async def demand_known(
     link: Link, conn: AsyncConnection[TupleRow], source: End, record: LinkRecord, up_to: Lsn | None
 ) -> None:
-    """Raise `IncidentOpen` unless the source is the known one, and `BeginAgain` if it is decided what becomes of that."""
+    """Raise `IncidentOpen` unless the source is the known one, and `BeginAgain` if it is decided what becomes of that.
+
+    A standby is nobody yet: that is raised as what it is.
+    """
+    with translate(source):
+        facts = await privileges.facts(conn)
+    if facts.in_recovery:
+        demand(privileges.source_findings(facts, needs_slot=False))
     incident = open_incident(link)
     if incident is not None and is_decided(incident):
         raise BeginAgain

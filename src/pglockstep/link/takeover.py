@@ -9,7 +9,7 @@ import logging
 
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, LockstepError, TargetLacks, TooMuchLost
-from pglockstep.findings import counted, listed
+from pglockstep.findings import counted, demand, listed
 from pglockstep.guard import refill
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.refill import Order
@@ -18,6 +18,7 @@ from pglockstep.link import adoption, pinning
 from pglockstep.link.link import Link
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, Outcome, needs_decision
+from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import translate
 from pglockstep.progress import generation
 from pglockstep.progress import target as progress
@@ -58,6 +59,8 @@ async def settle(link: Link, both: Ends) -> None:
         except pinning.BeginAgain:
             incident = pinning.open_incident(link)
         else:
+            demand(privileges.source_findings(both.source_facts, needs_slot=False))
+            demand(privileges.target_findings(both.target_facts, needs_copy=False))
             await pinning.pin(link, both, record)
             return
     assert incident is not None
@@ -69,6 +72,7 @@ async def _carry_out(link: Link, both: Ends, record: LinkRecord, incident: Incid
     link.standing.move(Event.HEAL_STARTED, f"incident {incident.id}: {incident.message}")
     outcome: Outcome = "restored" if verb == "restore" else "approved"
     try:
+        demand(privileges.source_findings(both.source_facts, needs_slot=False))
         await adoption.catch_up(link, both, record)
         with translate(both.target):
             record = await progress.read(both.target_conn) or record
