@@ -18,7 +18,7 @@ HARMS = {
     "delete": (['DELETE FROM "order"', "DELETE FROM visit"], "delete"),
     "truncate": (['TRUNCATE "User", item, "order", visit CASCADE'], "truncate"),
     "schema": (["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"], "drop"),
-    "column": (["ALTER TABLE item DROP COLUMN label"], "foreign_write"),
+    "column": (["ALTER TABLE item DROP COLUMN label"], "drop"),
     "one update": (["UPDATE \"User\" SET note = 'tampered' WHERE id = 7"], "foreign_write"),
     "ours": (["DROP SCHEMA pglockstep CASCADE"], "drop"),
 }

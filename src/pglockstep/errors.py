@@ -25,6 +25,8 @@ with the exact next step, the exit code promised to scripts, and whether trying 
     │       └── ApplyRefused               5  no     a change that the target will not take
     ├── IdentityChanged                    6  no     another server answers where the known one was
     ├── IncidentOpen                       6  no     the guard stopped something, and it is not settled yet
+    ├── LookAgain                             yes    the target may not be as we left it: what is applied stops for a look
+    ├── TooMuchLost                        6  no     levelling would take more from the target than the rules allow
     ├── DecisionRefused                    1  no     a decision that came too late, or could not be carried out
     ├── NotInJournal                       1  no     what was asked for was not received, or is not kept any more
     ├── Inconclusive                       7  no
@@ -209,6 +211,12 @@ class DecisionRefused(LockstepError):
     """The decision came too late, or could not be carried out."""
 
     exit_code = EXIT_DIFFERS
+
+
+class LookAgain(LockstepError):
+    """The target has to be looked at before anything more is applied there."""
+
+    transient = True
 
 
 class TooMuchLost(LockstepError):

@@ -26,6 +26,9 @@ NAMES = {
     "restore.begun": "what is to be put back on the source has begun its transaction there",
     "restore.commit": "what was put back on the source is about to be committed",
     "restore.committed": "what was put back on the source was committed, and nobody knows yet",
+    "heal.begun": "a heal of the target has begun its transaction there",
+    "heal.commit": "a heal of the target is about to be committed",
+    "heal.committed": "a heal of the target was committed, and nobody knows yet",
     "progress.move": "progress is about to follow an idle source",
 }
 

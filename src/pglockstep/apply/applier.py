@@ -140,6 +140,8 @@ class Applier:
         self.sets = 0
         self.clashes = 0
         self.last_applied_at: datetime | None = None
+        #: tables that a TRUNCATE of the source's emptied here; whoever looks at the target's files takes them from here
+        self.truncated: set[QualifiedName] = set()
         #: commits that the target has made but perhaps not yet flushed, oldest first
         self.unflushed: deque[Commitment] = deque()
         conn.adapters.register_dumper(bytes, _SourceText)
@@ -207,6 +209,7 @@ class Applier:
         for step in batch.steps:
             if isinstance(step, Statement):
                 self._group["truncate"] += 1
+                self.truncated.update(step.emptied)
                 await self._flush()
                 await self._add(step)
                 await self._flush()

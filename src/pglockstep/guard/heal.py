@@ -27,6 +27,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from pglockstep import failpoints
 from pglockstep.errors import SourceBusy
 from pglockstep.guard import database as databases
 from pglockstep.guard import missing as schemas
@@ -139,6 +140,7 @@ class Healing:
         """Heal, in one transaction on the target."""
         ends = self._ends
         async with ends.here.transaction():
+            failpoints.reach("heal.begun")
             anew = await self._be_ours()
             with self._timed("catalog"):
                 with translate(ends.source):
@@ -160,6 +162,8 @@ class Healing:
             if self._wish.judge is not None:
                 with translate(ends.target):
                     await self._wish.judge(mended)
+            failpoints.reach("heal.commit")
+        failpoints.reach("heal.committed")
         return Healed(lacks.names, mended, self._seconds)
 
     @contextmanager
@@ -179,13 +183,7 @@ class Healing:
         conn = self._ends.here
         with translate(self._ends.target):
             await watch.act_as_replica(conn)
-            cursor = await conn.execute(
-                "SELECT pg_catalog.to_regclass('pglockstep.progress') IS NULL "
-                "OR pg_catalog.to_regclass('pglockstep.link') IS NULL"
-            )
-            gone = await cursor.fetchone() == (True,)
-            record = None if gone else await progress.read(conn)
-            anew = record is None or record.progress is None
+            anew = not await progress.is_whole(conn)
             if anew:
                 await progress.make_again(conn, self._remembered.record, self._remembered.identities)
             await progress.upgrade(conn)

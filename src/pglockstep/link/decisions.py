@@ -18,12 +18,13 @@ from pglockstep.findings import counted
 from pglockstep.guard import restore_journal, source_tables, watch
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import Outcome
-from pglockstep.link import healing, session, survey
+from pglockstep.link import healing, looking, session, survey
 from pglockstep.link.link import Link, demand_progress
+from pglockstep.link.noting import noted
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
-from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.connect import End, answered, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying, detached, restoring
 from pglockstep.progress import source_tables as followed
@@ -89,33 +90,61 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
     What has been approved is left to the stream. An end that is away is raised, and the decision stands; what else goes wrong
     takes it back.
     """
-    demand_decided(link)
-    await healing.settle(link, conn, target)
-    demand_decided(link)
-    for incident in link.open_incidents():
-        with translate(target):
-            record = demand_progress(await progress.read(conn))
-            await progress.upgrade(conn)
-            assert record.progress is not None
-            link.gate.begin(record.progress, await copying.ahead(conn, record.progress))
-        assert incident.decision is not None
-        if incident.decision.verb == "approve":
-            link.gate.let_through(incident, record.progress)
-            continue
-        try:
-            if incident.side == "target":
-                await _reject(link, conn, target, incident)
-            elif incident.decision.verb == "restore":
-                await _restore(link, conn, target, record, incident)
-            else:
-                await _reject(link, conn, target, incident)
-        except EndError as error:
-            if error.transient:
-                raise
-            _take_back(link, incident, error)
-        except LockstepError as error:
-            _take_back(link, incident, error)
-    demand_decided(link)
+    async with link.memory.turn:
+        with answered(target, conn), translate(target):
+            await _prepare(conn)
+            seen = await looking.look(link, conn)
+        if seen is not None and seen.harm:
+            noted(link, seen.harm, seen.at)
+        if seen is not None and not seen.stands:
+            # nothing can be decided on a target that has nothing of ours
+            await healing.settle(link, conn, target, seen)
+            demand_decided(link)
+            seen = None
+        for incident in link.open_incidents():
+            if incident.decision is not None:
+                await _carry_out(link, conn, target, incident)
+        await healing.settle(link, conn, target, seen)
+        demand_decided(link)
+        if seen is not None:
+            with answered(target, conn), translate(target):
+                await looking.forget_what_is_harmless(link, conn, seen)
+                if link.memory.is_due:
+                    await healing.remember(link, conn)
+
+
+async def _prepare(conn: AsyncConnection[TupleRow]) -> None:
+    """Bring our schema up to date, if it is there, and have the watch know this session. Raises psycopg's errors."""
+    if await progress.is_whole(conn):
+        await watch.act_as_replica(conn)
+        await progress.upgrade(conn)
+        await watch.be_ours(conn)
+
+
+async def _carry_out(link: Link, conn: AsyncConnection[TupleRow], target: End, incident: Incident) -> None:
+    """Carry out what was decided on the source's side, or that tables of the target's are to be left alone."""
+    assert incident.decision is not None
+    verb = incident.decision.verb
+    if incident.side == "target" and verb != "reject":
+        return
+    with translate(target):
+        record = demand_progress(await progress.read(conn))
+        assert record.progress is not None
+        link.gate.begin(record.progress, await copying.ahead(conn, record.progress))
+    if verb == "approve":
+        link.gate.let_through(incident, record.progress)
+        return
+    try:
+        if verb == "restore":
+            await _restore(link, conn, target, record, incident)
+        else:
+            await _reject(link, conn, target, incident)
+    except EndError as error:
+        if error.transient:
+            raise
+        _take_back(link, incident, error)
+    except LockstepError as error:
+        _take_back(link, incident, error)
 
 
 def _take_back(link: Link, incident: Incident, error: LockstepError) -> None:
@@ -127,10 +156,14 @@ def _take_back(link: Link, incident: Incident, error: LockstepError) -> None:
 async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, incident: Incident) -> None:
     tables = _tables(incident)
     with translate(target):
+        if incident.side == "target":
+            # what was written through a root is in its leaves
+            tables = sorted({*tables, *await watch.leaves(conn, tables)})
         await detached.detach(conn, tables, incident.id)
         if incident.side == "target":
             # it may stay as others made it
             await watch.dealt_with(conn, await watch.pending(conn))
+            await healing.remember(link, conn)
         elif incident.kind == "drop":
             await followed.forget(conn, tables)
     link.gate.forget(tables)
@@ -270,10 +303,11 @@ def _told(outcome: Outcome) -> str:
 
 async def carry_out(link: Link, incident: Incident) -> Incident:
     """Carry the decision on `incident` out while no daemon runs; the incident as it is then."""
-    async with session.opened(link.config, "decide") as both:
+    async with healing.opened_ends(link, "decide") as both:
         if not await session.take_lock(both.target_conn, both.target):
             raise needs_decision(incident)
         try:
+            await healing.stand_again(link, both.target_conn, both.target)
             await settle(link, both.target_conn, both.target)
         except LockstepError:
             found = _outcome(link.incidents, incident)

@@ -1,148 +1,98 @@
 """Putting right what a target lost: its incidents, one heal for all of them, and what has to be remembered for that.
 
-Whoever calls holds the link's lock and applies nothing meanwhile. A heal that would take from the target what the source does
-not have either, more than the rules allow, changes nothing: then both ends have lost it, and a person has to look.
+Whoever calls holds the link's lock and the memory's turn, and applies nothing meanwhile. A heal that would leave tables of the
+target with far fewer rows than stood there changes nothing: then the source has lost them as well, and a person has to look.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 
 import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.config.sections import GuardConfig
 from pglockstep.copy.ends import Ends
-from pglockstep.errors import EndError, LockstepError, TargetError, TooMuchLost
+from pglockstep.copy.source import published_tables
+from pglockstep.errors import EndError, LockstepError, TargetError
 from pglockstep.findings import counted
 from pglockstep.guard import heal as engine
-from pglockstep.guard import questions, watch
+from pglockstep.guard import reading, watch
 from pglockstep.guard.heal import Healed, Remembered, Wish
-from pglockstep.guard.mend import Mended
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.watch import Mode
-from pglockstep.link import session
+from pglockstep.link import looking, session
+from pglockstep.link.balance import Balance, Differs, Intact, lost_on_both
 from pglockstep.link.link import Link
+from pglockstep.link.looking import Seen
+from pglockstep.link.memory import Known, after_heal
+from pglockstep.link.noting import DATABASE_GONE, SCHEMA_GONE, heals_itself, noted
 from pglockstep.link.states import Event
-from pglockstep.observe.incident import Incident, Kind, Loss, needs_decision
-from pglockstep.postgres import catalog
+from pglockstep.observe.incident import Incident, Loss, needs_decision
+from pglockstep.postgres import catalog, privileges
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.progress import detached
+from pglockstep.progress import copying, detached
 from pglockstep.progress import target as progress
 
 log = logging.getLogger(__name__)
 
 
-def mode_of(guard: GuardConfig) -> Mode | None:
-    """How the target is watched; None for not at all. Pure."""
-    return None if guard.protect_target == "off" else guard.protect_target
+# --- what is remembered -------------------------------------------------------------------------------------
 
 
-async def remember(link: Link, conn: AsyncConnection[TupleRow], target: End) -> Remembered:
-    """Write down what this target is, while it stands."""
-    with translate(target):
-        found = await engine.remember(conn)
-    # how far it is, is said by itself alone
-    lasting = msgspec.structs.replace(found.record, progress=None, commit_time=None, written_at=None)
-    body = msgspec.json.encode(msgspec.structs.replace(found, record=lasting))
-    if body != link.state.remembered_target(link.key):
-        link.state.remember_target(link.key, body)
-    return found
+async def remember(
+    link: Link, conn: AsyncConnection[TupleRow], touched: Collection[QualifiedName] | None = None
+) -> None:
+    """Know the target as it stands now; after a heal, of the tables that it `touched`. Raises psycopg's errors."""
+    known = link.memory.known()
+    found = _lasting(await engine.remember(conn))
+    tables = [
+        each
+        for each in await looking.following(link, conn)
+        if Rules.of(link.config.guard, each).protect_target != "off"
+    ]
+    now = await reading.read(conn, tables, looking.floors(link, tables))
+    if known is not None and touched is not None:
+        now = after_heal(known.reading, now, touched)
+    apart = tuple((*name, incident) for name, incident in (await detached.read(conn)).items())
+    link.memory.keep(Known(found, now, apart))
 
 
-def remembered(link: Link) -> Remembered | None:
-    """What was written down of the target; None if nothing was."""
-    body = link.state.remembered_target(link.key)
-    return None if body is None else msgspec.json.decode(body, type=Remembered)
+def _lasting(found: Remembered) -> Remembered:
+    """How far a target is, is said by itself alone. Pure."""
+    record = msgspec.structs.replace(found.record, progress=None, commit_time=None, written_at=None)
+    return msgspec.structs.replace(found, record=record)
 
 
-# --- opening an incident ------------------------------------------------------------------------------------
-
-
-def opened(
-    link: Link,
-    kind: Kind,
-    message: str,
-    tables: Sequence[Loss] = (),
-    *,
-    happened_at: datetime | None = None,
-    **evidence: object,
-) -> Incident:
-    """Write an incident of the target's down; one of that kind that is being healed already is it.
-
-    It heals by itself where the configuration says so, and the source is not under suspicion, too.
-    """
-    waiting = link.open_incidents()
-    for known in waiting:
-        if known.side == "target" and known.kind == kind and known.tables == tuple(tables):
-            return known
-    guard = link.config.guard
-    policies = {Rules.of(guard, QualifiedName(each.schema, each.table)).on_target_wipe for each in tables}
-    hold = "hold" in (policies or {guard.on_target_wipe}) or any(each.side == "source" for each in waiting)
-    now = datetime.now(UTC)
-    detected = None if happened_at is None else round(max(0.0, (now - happened_at).total_seconds()), 3)
-    incident = Incident(
-        link=link.config.name,
-        side="target",
-        kind=kind,
-        message=message,
-        tables=tuple(tables),
-        state="held" if hold else "healing",
-        opened_at=now,
-        happened_at=happened_at or now,
-        detected_after_seconds=detected,
-    )
-    incident = link.incidents.open(link.key, msgspec.structs.replace(incident, **evidence))
-    log.error(
-        "incident %s: %s; %s",
-        incident.id,
-        message,
-        "held: nothing more is applied" if hold else "being put back from the source",
-        extra=link.about("guard.target"),
-    )
-    return incident
+# --- a target that has nothing of ours any more -------------------------------------------------------------
 
 
 async def made_again(link: Link, error: TargetError) -> bool:
     """Whether `error` says that a database is gone that was our target, and it has been made again, empty.
 
-    Raises `IncidentOpen` where that waits for a decision.
+    Raises `IncidentOpen` where that waits for a decision, or cannot be done.
     """
-    if error.finding is None or error.finding.code != "unknown_database":
+    if not reading.is_unknown_database(error):
         return False
-    known = remembered(link)
+    known = link.memory.known()
     if known is None:
         return False
-    incident = opened(link, "missing_database", "the target's database is gone")
+    incident = noted(link, DATABASE_GONE)
     if incident.state == "held":
         raise needs_decision(incident)
-    conn = await engine.open_again(ends(link.config)[1], known)
+    try:
+        conn = await engine.open_again(ends(link.config)[1], known.remembered)
+    except EndError as failure:
+        if failure.transient:
+            raise
+        _give_up(link, [incident], failure)
+        raise needs_decision(link.incidents.get(incident.id)) from failure
     await conn.close()
     return True
-
-
-def _all_of_it(incident: Incident) -> bool:
-    """Whether there is nothing left to go on from."""
-    return incident.kind in ("missing_database", "identity") or (
-        incident.kind == "drop" and not incident.tables
-    )
-
-
-async def notice_loss(link: Link, conn: AsyncConnection[TupleRow], target: End) -> None:
-    """Open an incident if what we keep in the target is gone from one that was ours. Raises `IncidentOpen` if it is held."""
-    with translate(target):
-        record = await progress.read(conn)
-    if (record is not None and record.progress is not None) or remembered(link) is None:
-        return
-    if record is not None and record.phase == "copying":
-        return
-    if not any(each.kind == "missing_database" for each in link.open_incidents()):
-        opened(link, "drop", "schema pglockstep is gone from the target, and with it how far it was")
 
 
 @asynccontextmanager
@@ -152,59 +102,116 @@ async def opened_ends(link: Link, purpose: str) -> AsyncIterator[Ends]:
         try:
             both = await stack.enter_async_context(session.opened(link.config, purpose))
         except TargetError as error:
-            if not await made_again(link, error):
+            if link.state.daemon_pid(link.key) not in (None, os.getpid()) or not await made_again(
+                link, error
+            ):
                 raise
             both = await stack.enter_async_context(session.opened(link.config, purpose))
         yield both
 
 
 async def stand_again(link: Link, conn: AsyncConnection[TupleRow], target: End) -> None:
-    """Heal a target that was ours and has nothing of ours any more; raises `IncidentOpen` where that waits for a decision."""
-    await notice_loss(link, conn, target)
-    lost = [each for each in link.open_incidents() if each.side == "target" and _all_of_it(each)]
-    if not lost:
-        return
-    if held := next((each for each in lost if each.state == "held"), None):
-        raise needs_decision(held)
-    await settle(link, conn, target)
+    """Heal a target that was ours and has nothing of ours any more; raises `IncidentOpen` where that waits for a decision.
+
+    Whoever calls has the lock: what looks like an empty target must not be taken for a new one.
+    """
+    async with link.memory.turn:
+        with translate(target):
+            if await progress.is_whole(conn) or link.memory.known() is None:
+                return
+            record = None if await _has_no_record(conn) else await progress.read(conn)
+            if record is not None and record.phase == "copying":
+                return
+            seen = await looking.look(link, conn)
+        incident = noted(link, seen.harm if seen is not None and seen.harm else SCHEMA_GONE)
+        if incident.state == "held":
+            raise needs_decision(incident)
+        await settle(link, conn, target, seen)
+        with translate(target):
+            if not await progress.is_whole(conn):
+                raise needs_decision(link.incidents.get(incident.id))
+
+
+async def _has_no_record(conn: AsyncConnection[TupleRow]) -> bool:
+    cursor = await conn.execute(
+        "SELECT pg_catalog.to_regclass('pglockstep.format') IS NULL OR pg_catalog.to_regclass('pglockstep.link') IS NULL "
+        "OR pg_catalog.to_regclass('pglockstep.progress') IS NULL"
+    )
+    return await cursor.fetchone() == (True,)
 
 
 # --- the heal -----------------------------------------------------------------------------------------------
 
 
-async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> None:
-    """Heal what is to be healed. An end that is away is raised, and tried again; what else goes wrong is held."""
-    healing = [each for each in link.open_incidents() if each.side == "target" and each.state == "healing"]
-    if not healing:
+async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen: Seen | None) -> None:
+    """Heal what is to be healed, or compare what may be wrong. An end that is away is raised, and it is tried again; what else
+    goes wrong is held.
+    """
+    of_target = [each for each in link.open_incidents() if each.side == "target"]
+    healing = [each for each in of_target if each.state == "healing"]
+    unclear = seen is not None and seen.unclear and not of_target
+    if not healing and not unclear:
         return
-    reason = "; ".join(each.message for each in healing)
-    link.standing.move(Event.HEAL_STARTED, f"being put back from the source: {reason}")
+    compares = not healing and seen is not None and not heals_itself(link, seen.suspicion.tables)
+    if healing:
+        reason = "; ".join(each.message for each in healing)
+        link.standing.move(Event.HEAL_STARTED, f"being put right from the source: {reason}")
     try:
-        healed = await heal(link, conn, target, _suspects(healing))
-    except EndError as error:
-        if error.transient:
-            raise
-        _give_up(link, healing, error)
+        healed, stood = await heal(
+            link,
+            conn,
+            target,
+            _suspects(healing, seen),
+            seen=seen,
+            named=_named(healing, seen),
+            compares=compares,
+        )
+    except Differs as error:
+        assert seen is not None
+        raise needs_decision(noted(link, seen.suspicion, seen.at)) from error
     except LockstepError as error:
+        if isinstance(error, EndError) and error.transient:
+            raise
+        if not healing:
+            assert seen is not None
+            healing = [noted(link, seen.suspicion, seen.at)]
         _give_up(link, healing, error)
-    else:
-        what = _told(healed)
-        for each in healing:
-            link.incidents.concluded(each.id, "healed", what)
+        return
+    if not healing and (healed.made or healed.put_back or healed.removed):
+        assert seen is not None
+        healing = [noted(link, seen.suspicion, seen.at)]
+    what = _told(healed)
+    for each in healing:
+        link.incidents.concluded(each.id, "healed", what, tables=_losses(each, healed, stood))
+    if healing:
+        link.standing.move(Event.RELEASED)
         log.info("the target is healed: %s", what, extra=link.about("guard.healed"))
 
 
 def _give_up(link: Link, healing: Sequence[Incident], error: LockstepError) -> None:
     for each in healing:
-        link.incidents.undecided(each.id, f"{error.message} ({error.hint})" if error.hint else error.message)
-    log.error("the target is not healed: %s", error, extra=link.about("guard.undecided"))
+        why = f"{error.message} ({error.hint})" if error.hint else error.message
+        link.incidents.undecided(each.id, why)
+        log.error("incident %s is not healed: %s", each.id, error, extra=link.about("guard.undecided"))
 
 
-def _suspects(incidents: Sequence[Incident]) -> frozenset[QualifiedName] | None:
+def _suspects(incidents: Sequence[Incident], seen: Seen | None) -> frozenset[QualifiedName] | None:
     """The tables to look at; None for all."""
-    if any(map(_all_of_it, incidents)):
+    found = frozenset(QualifiedName(each.schema, each.table) for one in incidents for each in one.tables)
+    if any(each.kind in ("missing_database", "identity") for each in incidents):
         return None
-    return frozenset(QualifiedName(loss.schema, loss.table) for each in incidents for loss in each.tables)
+    if any(each.kind == "drop" and not each.tables and not each.statements for each in incidents):
+        return None
+    if seen is None:
+        return found or None
+    suspects = seen.suspicion.suspects(seen.tables)
+    return None if suspects is None else suspects | found
+
+
+def _named(incidents: Sequence[Incident], seen: Seen | None) -> set[QualifiedName]:
+    """The tables of which it is known that they were harmed."""
+    named = {QualifiedName(each.schema, each.table) for one in incidents for each in one.tables}
+    return named | (seen.suspicion.tables if seen is not None else set())
 
 
 async def heal(
@@ -213,63 +220,131 @@ async def heal(
     target: End,
     suspects: frozenset[QualifiedName] | None,
     *,
+    seen: Seen | None = None,
+    named: Collection[QualifiedName] | None = None,
     follow_again: Collection[QualifiedName] = (),
-) -> Healed:
+    compares: bool = False,
+) -> tuple[Healed, Mapping[QualifiedName, int]]:
     """Make these tables, or all, what they are on the source, exactly; the stream then skips what they hold.
 
-    `follow_again` are tables that were detached. Raises `TooMuchLost`, with nothing changed, where tables would end with fewer
-    rows than the rules allow; else the ends' errors.
+    Returns what was done, and how many rows each table held before it was harmed. `seen`: what is dealt with by it. Tables beyond
+    the `named` that only the source has lost are left to the stream. `follow_again`: tables that were detached. Raises
+    `TooMuchLost`, with nothing changed, where tables would end with fewer rows than the rules allow; else the ends' errors.
     """
-    source, guard = ends(link.config)[0], link.config.guard
+    known = link.memory.known()
     with translate(target):
-        record = await progress.read(conn)
-        whole = record is not None and record.progress is not None
-        seen = await watch.pending(conn) if whole else None
-        apart = await detached.read(conn) if whole else {}
-    known = remembered(link) if not whole else await remember(link, conn, target)
-    assert known is not None
-    left_out = await not_followed(link, source) | (apart.keys() - set(follow_again))
-
-    async def judge(mended: Mapping[QualifiedName, Mended]) -> None:
-        for name, done in mended.items():
-            stood = link.gate.stood(name)
-            now = await questions.count(conn, name)
-            # what was never counted shows at least what the heal itself took away
-            stood = now - done.put_back + done.removed if stood is None else stood
-            if name not in follow_again:
-                demand_harmless(Rules.of(guard, name), name, stood, now)
-
-    healed = await engine.heal(
-        source, target, conn, known, Wish(frozenset(left_out), suspects, mode_of(guard), judge)
+        stands = await progress.is_whole(conn)
+        if stands:
+            await progress.upgrade(conn)
+            fresh = await engine.remember(conn)
+            apart = await detached.read(conn)
+            # what was renamed is known by the names that tables had when all was well
+            remembered = (
+                fresh if known is None else msgspec.structs.replace(fresh, tables=known.remembered.tables)
+            )
+        else:
+            assert known is not None
+            remembered = known.remembered
+            apart = {QualifiedName(schema, name): incident for schema, name, incident in known.apart}
+    there, time = await _on_source(link, remembered)
+    detach = apart.keys() - set(follow_again)
+    mine = {QualifiedName(schema, name) for schema, name, _ in remembered.tables}
+    left_out = {name for name, published in there.items() if not published and name not in mine}
+    left_out |= {name for name in there if not link.selection.carries(*name)} | detach
+    named = suspects or frozenset() if named is None else named
+    followed = {each.table for each in known.reading.tables} if known is not None else set()
+    _demand_on_either(
+        link,
+        (set(named) | followed) - there.keys() - detach,
+        await _missing(conn, target, followed | set(named)),
     )
-    with translate(target):
-        await detached.attach(conn, follow_again)
-        if seen is not None:
-            await watch.dealt_with(conn, seen)
-    link.gate.forget(list(healed.tables))
-    await remember(link, conn, target)
-    return healed
-
-
-def demand_harmless(rules: Rules, name: QualifiedName, stood: int, now: int) -> None:
-    """Raise `TooMuchLost` if a table of `stood` rows would hold so few `now` that its rules forbid it. Pure."""
-    lost = stood - now
-    if lost > 0 and (lost > rules.may_lose(stood) or now < min(rules.floor, stood)):
-        raise TooMuchLost(
-            f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood: the source does not have them",
-            hint=f"look at {name} on the source: was it wiped as well, or is something still deleting there? then decide again",
+    aside: set[QualifiedName] = set()
+    while True:
+        balance = Balance(link, conn, named, time, exempt=follow_again, compares=compares)
+        chosen = None if suspects is None else suspects - aside
+        wish = Wish(
+            frozenset(left_out | aside), chosen, _one_mode(link, there.keys() - left_out), balance.judge
         )
+        try:
+            healed = await engine.heal(ends(link.config)[0], target, conn, remembered, wish)
+            break
+        except Intact as error:
+            if not stands:
+                # how far the stream was is lost, and with it what it would say of these
+                raise
+            aside |= error.tables
+            log.warning("left to the stream: %s", error, extra=link.about("guard.aside"))
+    balance.commit()
+    with translate(target):
+        if not stands:
+            for name, incident in apart.items():
+                await detached.detach(conn, [name], incident)
+        await detached.attach(conn, follow_again)
+        if seen is not None and stands:
+            await watch.dealt_with(conn, seen.pending)
+        record = await progress.read(conn)
+        assert record is not None
+        assert record.progress is not None
+        ahead = await copying.ahead(conn, record.progress)
+        link.gate.begin(record.progress, ahead)
+        link.gate.seed(balance.rows, {name: ahead.get(name, record.progress) for name in balance.rows}, time)
+        await remember(link, conn, healed.tables.keys())
+    return healed, balance.stood
 
 
-async def not_followed(link: Link, source: End) -> set[QualifiedName]:
-    """The source's tables that this link leaves out."""
+async def _on_source(link: Link, remembered: Remembered) -> tuple[dict[QualifiedName, bool], int]:
+    """The source's tables, and whether each is published; and its clock. Raises unless it is the source that it was."""
+    source = ends(link.config)[0]
     conn = await connect(source, "heal")
     try:
         with translate(source):
-            found = await catalog.tables(conn)
-        return {each.name for each in found if not link.selection.carries(*each.name)}
+            session.demand_identity(source, await privileges.facts(conn), remembered.record)
+            published = await published_tables(conn, source, remembered.record.publication)
+            tables = await catalog.tables(conn)
+            return {each.name: each.name in published for each in tables}, await session.source_clock(conn)
     finally:
         await conn.close()
+
+
+async def _missing(
+    conn: AsyncConnection[TupleRow], target: End, tables: Collection[QualifiedName]
+) -> set[QualifiedName]:
+    """Those of these tables that are not on the target."""
+    with translate(target):
+        here = {each.name for each in await catalog.tables(conn)}
+    return set(tables) - here
+
+
+def _demand_on_either(
+    link: Link, gone: Collection[QualifiedName], missing: Collection[QualifiedName]
+) -> None:
+    """Raise `TooMuchLost` if tables that held rows are neither on the source nor on the target."""
+    rows = {name: link.gate.stood(name) or 0 for name in sorted(set(gone) & set(missing))}
+    if lost := {
+        name: f"table {name} of {counted(held, 'row')} is gone from the target"
+        for name, held in rows.items()
+        if held
+    }:
+        raise lost_on_both(lost)
+
+
+def _one_mode(link: Link, tables: Collection[QualifiedName]) -> Mode | None:
+    """How all of these tables are watched, if all are in one way; else the watch is put on after the heal. Pure."""
+    modes = {Rules.of(link.config.guard, each).protect_target for each in tables}
+    if len(modes) != 1:
+        return None
+    (mode,) = modes
+    return None if mode == "off" else mode
+
+
+def _losses(incident: Incident, healed: Healed, stood: Mapping[QualifiedName, int]) -> tuple[Loss, ...]:
+    """What each table turned out to have lost. Pure."""
+    named = {QualifiedName(each.schema, each.table): each for each in incident.tables}
+    found = dict(named)
+    for name, done in healed.tables.items():
+        if done.put_back or done.removed or name in named:
+            found[name] = Loss(*name, stood.get(name), done.put_back)
+    return tuple(found[name] for name in sorted(found))
 
 
 def _told(healed: Healed) -> str:

@@ -26,6 +26,7 @@ from pglockstep.errors import (
     IncidentOpen,
     LinkHeld,
     LockstepError,
+    LookAgain,
     Side,
     SourceError,
     TargetBusy,
@@ -36,7 +37,7 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import healing, identities, retention, session, target_watch, unpublished
+from pglockstep.link import healing, identities, retention, session, unpublished
 from pglockstep.link.decisions import settle, undecided
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
@@ -111,6 +112,7 @@ class Keeper:
         self._first: dict[Side, Opened] = {}
         self._source: AsyncConnection[TupleRow] | None = None
         self._outlet: Outlet | None = None
+        self._watch = TargetWatch(link, ends(link.config)[1], lambda: self._outlet)
         self._journal: Journal | None = None
         self._applied = Lsn(0)
         self._flushed = Lsn(0)
@@ -149,6 +151,7 @@ class Keeper:
                         unpublished.watch(self._link, record, lambda: self._source), name="unpublished"
                     )
                     tasks.create_task(retention.watch_room(self._link, journal), name="room")
+                    tasks.create_task(self._watch.run(), name="watch")
                     await self._report()
             except BaseExceptionGroup as group:
                 raise first_of(group) from group
@@ -167,6 +170,8 @@ class Keeper:
                 return await attempt(careful)
             except Abandoned:
                 log.info("the source sends a large transaction again", extra=self._link.about("apply.again"))
+            except LookAgain as error:
+                log.info("%s", error, extra=self._link.about("watch.compare"))
             except IncidentOpen as error:
                 await self._hold(error)
             except LockstepError as error:
@@ -315,38 +320,34 @@ class Keeper:
         async with self._opened("target") as there:
             if not await session.take_lock(there.conn, there.end):
                 raise await self._held_by_other(there.conn, there.end)
-            with answered(there.end, there.conn):
-                await healing.notice_loss(link, there.conn, there.end)
-                await target_watch.look_once(link, there.conn, there.end)
             await settle(link, there.conn, there.end)
             with answered(there.end, there.conn), translate(there.end):
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
             drops = await Drops.of(link, there.conn, there.end, record.id)
+            self._watch.begin()
             while True:
-                watch = await TargetWatch.begin(link, there.conn, there.end)
                 applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
                 async with applying as outlet:
-                    await self._apply_by(outlet, drops, watch, there)
-                await drops.settle(there.conn, there.end, outlet.applied)
+                    await self._apply_by(outlet, drops, there)
+                async with link.memory.turn:
+                    await drops.settle(there.conn, there.end, outlet.applied)
 
-    async def _apply_by(self, outlet: Outlet, drops: Drops, watch: TargetWatch | None, there: Opened) -> None:
+    async def _apply_by(self, outlet: Outlet, drops: Drops, there: Opened) -> None:
         """Apply until something fails, or tables are seen to be gone from the source."""
         self._outlet = outlet
         self._is_up("target")
         log.info("streaming from %s", outlet.applied, extra=self._link.about("stream.start"))
-        watching = {asyncio.create_task(self._watch_drops(outlet, drops, there), name="drops")}
-        if watch is not None:
-            watching.add(asyncio.create_task(watch.run(outlet), name="watch"))
+        watching = asyncio.create_task(self._watch_drops(outlet, drops, there), name="drops")
         try:
             await outlet.run()
         finally:
             self._note()
+            self._watch.note_truncated(outlet)
             self._outlet = None
-            for task in watching:
-                task.cancel()
-            await asyncio.wait(watching)
+            watching.cancel()
+            await asyncio.wait({watching})
 
     async def _watch_drops(self, outlet: Outlet, drops: Drops, there: Opened) -> None:
         try:

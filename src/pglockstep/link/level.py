@@ -13,7 +13,7 @@ import msgspec
 
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
-from pglockstep.link import decisions, healing, identities, session, target_watch
+from pglockstep.link import decisions, healing, identities, session
 from pglockstep.link.drops import Drops
 from pglockstep.link.keep import worth_another_try
 from pglockstep.link.link import Link
@@ -47,7 +47,6 @@ async def once(link: Link) -> OnceResult:
                 return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
         await healing.stand_again(link, ends.target_conn, ends.target)
         record, copied_rows = await link.ready(ends)
-        await target_watch.look_once(link, ends.target_conn, ends.target)
         await decisions.settle(link, ends.target_conn, ends.target)
         await identities.settle(link)
         transactions = changes = 0
@@ -84,7 +83,8 @@ async def once(link: Link) -> OnceResult:
         check = await verify(link.config.name, ends, link.selection, record, advance)
         link.standing.remember(check)
         link.gate.save()
-        await healing.remember(link, ends.target_conn, ends.target)
+        with translate(ends.target):
+            await healing.remember(link, ends.target_conn)
         return OnceResult(check, copied_rows, transactions, changes, lsn)
 
 

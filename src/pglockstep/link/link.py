@@ -31,6 +31,7 @@ from pglockstep.link.carrier import LOCK_PATIENCE, Carrier
 from pglockstep.link.gate import StreamGate
 from pglockstep.link.intake import Intake
 from pglockstep.link.last_images import LastImages
+from pglockstep.link.memory import TargetMemory
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.standing import Standing
@@ -70,6 +71,7 @@ class Link:
         self.carrier = Carrier(source, target)
         self.gate = StreamGate(config, self.key, state, target)
         self.incidents = Incidents(state)
+        self.memory = TargetMemory(state, self.key)
         self._images = LastImages(config.guard)
 
     async def ready(self, ends: Ends, *, lasting: bool = False) -> tuple[LinkRecord, int]:

@@ -15,6 +15,7 @@ from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
 from pglockstep.errors import IdentityChanged
 from pglockstep.findings import demand
+from pglockstep.guard import watch
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, connect, describe, ends, translate
 from pglockstep.postgres.privileges import Facts
@@ -127,5 +128,8 @@ async def act_as_replica(conn: AsyncConnection, target: End, facts: Facts, selec
     await demand_quiet(conn, target, facts, selection, replica=allowed)
     with translate(target):
         await conn.execute("SET synchronous_commit = off")
-        if allowed:
-            await conn.execute("SET session_replication_role = replica")
+        if await progress.is_whole(conn):
+            # or what we apply would look like somebody else's writes
+            await watch.be_ours(conn)
+        elif allowed:
+            await watch.act_as_replica(conn)

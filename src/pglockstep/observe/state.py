@@ -39,7 +39,7 @@ _LASTING: tuple[Format, ...] = (
         "CREATE INDEX incident_open ON incident (id) WHERE open",
         "CREATE TABLE allowance (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, body BLOB NOT NULL)",
     ),
-    # what has to be known of a target that may lose anything
+    # what has to be known of a target, which may lose anything
     ("CREATE TABLE target (key TEXT PRIMARY KEY, body BLOB NOT NULL)",),
 )
 
