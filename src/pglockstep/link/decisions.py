@@ -78,6 +78,14 @@ def undecided(incidents: Iterable[Incident]) -> Incident | None:
     return next((each for each in incidents if each.state == "held" and each.decision is None), None)
 
 
+def must_wait(incidents: Sequence[Incident]) -> bool:
+    """Whether there is nothing to be done about these incidents before somebody decides. Pure."""
+    return undecided(incidents) is not None and not any(
+        each.state == "healing" or (each.decision is not None and each.decision.verb != "approve")
+        for each in incidents
+    )
+
+
 def demand_decided(link: Link) -> None:
     """Raise `IncidentOpen` if an incident of the link waits for a decision."""
     if (found := undecided(link.open_incidents())) is not None:

@@ -38,7 +38,7 @@ from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
 from pglockstep.link import healing, identities, retention, session, unpublished
-from pglockstep.link.decisions import settle, undecided
+from pglockstep.link.decisions import must_wait, settle
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
@@ -190,14 +190,14 @@ class Keeper:
 
     async def _hold(self, error: IncidentOpen) -> None:
         """Nothing more is applied until whatever is open has been decided; the source goes on being received."""
-        if undecided(self._link.open_incidents()) is None:
+        if not must_wait(self._link.open_incidents()):
             # what the link may put right by itself, or was decided by the configuration
             return
         self._link.standing.move(Event.HELD, error.message)
         log.error("%s", error, extra=self._link.about("link.held"))
         while True:
             await asyncio.sleep(_LOOK_FOR_DECISION_EVERY)
-            if undecided(self._link.open_incidents()) is None:
+            if not must_wait(self._link.open_incidents()):
                 break
         self._link.standing.move(Event.RELEASED)
 
