@@ -387,3 +387,51 @@ class Plain(Shop):
                 "INSERT INTO note (v) SELECT 'note' FROM generate_series(1, 30)"
             )
         self.configure(self.settings)
+
+
+def queue(conninfo: str, seconds: float) -> int:
+    """A job queue: filled in bursts, drained to the last row again and again; returns how many jobs were done."""
+    done = 0
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with conn.transaction():
+                conn.execute("INSERT INTO job (v) SELECT 'x' FROM generate_series(1, 100)")
+            done += conn.execute("DELETE FROM job").rowcount
+    return done
+
+
+@pytest.mark.parametrize(
+    "seconds", [6, pytest.param(300, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+)
+def test_no_false_alarm(pair: Pair, cli: Cli, seconds: int) -> None:
+    """A queue that is never the same, maintenance, statistics that are reset, a target that crashes: no incident, no compare."""
+    shop = Shop(cli, pair, "[links.shop.guard.tables.'public.job']\njudge = false\n")
+    shop.wipe("CREATE TABLE job (id bigserial PRIMARY KEY, v text)")
+    shop.once()
+    log = cli.directory / "daemon.log"
+    process = cli.start("run", log=log)
+    wait_until(lambda: "streaming from" in log.read_text(), 30, "the daemon to stream")
+    with load(pair.source):
+        for _ in range(2):
+            assert queue(pair.source, seconds / 2) > 100
+            with pair.superuser_on_target() as conn:
+                for statement in (
+                    "ANALYZE",
+                    'VACUUM FULL "order"',
+                    "SELECT pg_stat_reset()",
+                    "CLUSTER item USING item_pkey",
+                ):
+                    conn.execute(statement.encode())
+        time.sleep(2.5)
+    assert shop.incidents() == []
+    assert log.read_text().count("streaming from") == 1, log.read_text()
+    # its statistics do not survive that
+    pair.target_server.restart("immediate")
+    wait_until(lambda: log.read_text().count("streaming from") == 2, 40, "the daemon to stream again")
+    time.sleep(3)
+    assert shop.incidents() == []
+    assert log.read_text().count("streaming from") == 2, log.read_text()
+    process.terminate()
+    assert process.wait(20) == 0
+    shop.once()

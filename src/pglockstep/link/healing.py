@@ -102,9 +102,12 @@ async def opened_ends(link: Link, purpose: str) -> AsyncIterator[Ends]:
         try:
             both = await stack.enter_async_context(session.opened(link.config, purpose))
         except TargetError as error:
-            if link.state.daemon_pid(link.key) not in (None, os.getpid()) or not await made_again(
-                link, error
-            ):
+            if link.state.daemon_pid(link.key) not in (None, os.getpid()):
+                # the daemon sees to it
+                if reading.is_unknown_database(error) and (found := link.open_incidents()):
+                    raise needs_decision(found[0]) from error
+                raise
+            if not await made_again(link, error):
                 raise
             both = await stack.enter_async_context(session.opened(link.config, purpose))
         yield both

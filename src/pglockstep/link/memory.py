@@ -7,16 +7,20 @@ changes it beside the stream: our own heal must not be taken for somebody else's
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Collection
 from contextlib import suppress
 
 import msgspec
 
+from pglockstep.errors import ConfigError
 from pglockstep.guard.heal import Remembered
 from pglockstep.guard.reading import Reading
 from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres.names import QualifiedName
+
+log = logging.getLogger(__name__)
 
 #: How often it is written down that estimates have changed, in seconds.
 _WRITE_EVERY = 60.0
@@ -59,11 +63,18 @@ class TargetMemory:
         return self._known is None or time.monotonic() - self._written_at >= _WRITE_EVERY
 
     def keep(self, known: Known) -> None:
-        """Know this from now on, and so that it is on the disk when the call returns. Raises `ConfigError`."""
+        """Know this from now on, and write it down. Where that cannot be done it is said, and tried again later."""
         self._known, self._loaded, self._written_at = known, True, time.monotonic()
         body = msgspec.json.encode(known)
-        if body != self._written:
+        if body == self._written:
+            return
+        try:
             self._state.remember_target(self._key, body)
+        except ConfigError as error:
+            log.warning(
+                "what the target is was not written down: %s", error, extra={"action": "memory.failed"}
+            )
+        else:
             self._written = body
 
     def advance(self, reading: Reading) -> None:

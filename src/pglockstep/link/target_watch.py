@@ -15,7 +15,7 @@ from contextlib import suppress
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import LockstepError, LookAgain
+from pglockstep.errors import EndError, LockstepError, LookAgain
 from pglockstep.findings import listed
 from pglockstep.guard import watch
 from pglockstep.guard.policy import Rules
@@ -138,8 +138,13 @@ class TargetWatch:
                     async with self._link.memory.turn:
                         await self._look_once(reader)
                 except LockstepError as error:
-                    log.debug(
-                        "the target was not looked at: %s", error, extra=self._link.about("watch.failed")
+                    # an end that is away is told of by whoever applies there
+                    level = logging.DEBUG if isinstance(error, EndError) else logging.ERROR
+                    log.log(
+                        level,
+                        "the target was not looked at: %s",
+                        error,
+                        extra=self._link.about("watch.failed"),
                     )
                 await asyncio.sleep(_LOOK_OFTEN)
                 with suppress(TimeoutError):
