@@ -73,9 +73,12 @@ class Harm(msgspec.Struct, frozen=True):
 
     @property
     def statements(self) -> tuple[str, ...]:
-        """The statements, as far as they are known: a trigger sees only those that change what tables are."""
+        """The statements, as far as they are known: a trigger sees only those that change what tables are.
+
+        One that may have a password in it, of a subscription or a user mapping, is not repeated.
+        """
         said = dict.fromkeys(each.statement for each in self.writes if each.statement)
-        return tuple(said)[:_STATEMENTS]
+        return tuple(each for each in said if "password" not in each.lower())[:_STATEMENTS]
 
     @property
     def tables(self) -> set[QualifiedName]:

@@ -241,13 +241,21 @@ async def heal(
             await progress.upgrade(conn)
             fresh = await engine.remember(conn)
             apart = await detached.read(conn)
-            # what was renamed is known by the names that tables had when all was well
-            remembered = (
-                fresh if known is None else msgspec.structs.replace(fresh, tables=known.remembered.tables)
-            )
+            followed = set(await looking.following(link, conn))
+            remembered = fresh
+            if known is not None and (
+                seen is None or seen.reading.database_oid == known.reading.database_oid
+            ):
+                # what was renamed is known by the names that tables had when all was well
+                remembered = msgspec.structs.replace(fresh, tables=known.remembered.tables)
         else:
             assert known is not None
-            remembered = known.remembered
+            # numbers of another database say nothing here; what was there is known by its names
+            same = seen is not None and seen.reading.database_oid == known.reading.database_oid
+            tables = known.remembered.tables
+            renamed = tables if same else tuple((schema, name, 0) for schema, name, _ in tables)
+            remembered = msgspec.structs.replace(known.remembered, tables=renamed)
+            followed = {each.table for each in known.reading.tables}
             apart = {QualifiedName(schema, name): incident for schema, name, incident in known.apart}
     there, time = await _on_source(link, remembered)
     detach = apart.keys() - set(follow_again)
@@ -255,7 +263,6 @@ async def heal(
     left_out = {name for name, published in there.items() if not published and name not in mine}
     left_out |= {name for name in there if not link.selection.carries(*name)} | detach
     named = suspects or frozenset() if named is None else named
-    followed = {each.table for each in known.reading.tables} if known is not None else set()
     _demand_on_either(
         link,
         (set(named) | followed) - there.keys() - detach,

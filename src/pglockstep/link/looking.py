@@ -122,12 +122,14 @@ async def forget_what_is_harmless(link: Link, conn: AsyncConnection[TupleRow], s
     """Say once what others built beside our tables, and forget that it was written down. Raises psycopg's errors."""
     if not seen.pending or seen.harm or seen.vague:
         return
-    what = dict.fromkeys(f"{each.operation} of {each.object or each.table}" for each in seen.pending.writes)
-    log.info(
-        "others changed the target, and nothing that follows the source: %s",
-        listed(what, 5),
-        extra=link.about("watch.harmless"),
-    )
+    ddl = [each for each in seen.pending.writes if each.is_ddl]
+    if ddl:
+        what = dict.fromkeys(f"{each.operation} of {each.object or each.table}" for each in ddl)
+        log.info(
+            "others changed the target, and nothing that follows the source: %s",
+            listed(what, 5),
+            extra=link.about("watch.harmless"),
+        )
     await watch.dealt_with(conn, seen.pending)
 
 
