@@ -86,6 +86,11 @@ def must_wait(incidents: Sequence[Incident]) -> bool:
     )
 
 
+def is_healing(link: Link) -> bool:
+    """Whether the target is being put right, or is to be."""
+    return any(each.side == "target" and each.state == "healing" for each in link.open_incidents())
+
+
 def demand_decided(link: Link) -> None:
     """Raise `IncidentOpen` if an incident of the link waits for a decision."""
     if (found := undecided(link.open_incidents())) is not None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.source import published_tables
-from pglockstep.errors import EndError, LockstepError, TargetError
+from pglockstep.errors import EndError, LockstepError, SourceError, TargetBusy, TargetError
 from pglockstep.findings import counted
 from pglockstep.guard import heal as engine
 from pglockstep.guard import reading, watch
@@ -39,6 +40,9 @@ from pglockstep.progress import copying, detached
 from pglockstep.progress import target as progress
 
 log = logging.getLogger(__name__)
+
+#: How often a heal that was refused is tried before a person has to look: somebody may be at it still.
+_ATTEMPTS = 4
 
 
 # --- what is remembered -------------------------------------------------------------------------------------
@@ -175,6 +179,8 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
     except LockstepError as error:
         if isinstance(error, EndError) and error.transient:
             raise
+        if await _may_pass(link, conn, error, stood=seen is None or seen.stands):
+            raise TargetBusy(f"the heal is tried again: {error.message}", hint=error.hint) from error
         if not healing:
             assert seen is not None
             healing = [noted(link, seen.suspicion, seen.at)]
@@ -183,6 +189,7 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
     if not healing and (healed.made or healed.put_back or healed.removed):
         assert seen is not None
         healing = [noted(link, seen.suspicion, seen.at)]
+    link.memory.failures = 0
     what = _told(healed)
     for each in healing:
         link.incidents.concluded(each.id, "healed", what, tables=_losses(each, healed, stood))
@@ -191,7 +198,22 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
         log.info("the target is healed: %s", what, extra=link.about("guard.healed"))
 
 
+async def _may_pass(
+    link: Link, conn: AsyncConnection[TupleRow], error: LockstepError, *, stood: bool
+) -> bool:
+    """Whether a heal may have failed because the target, or the source, was changed under it."""
+    if type(error) not in (TargetError, SourceError):
+        return False
+    with suppress(psycopg.Error):
+        if stood and not await progress.is_whole(conn):
+            return True
+    # nobody but a daemon comes back by itself
+    link.memory.failures += 1
+    return link.memory.failures < _ATTEMPTS and link.state.daemon_pid(link.key) == os.getpid()
+
+
 def _give_up(link: Link, healing: Sequence[Incident], error: LockstepError) -> None:
+    link.memory.failures = 0
     for each in healing:
         why = f"{error.message} ({error.hint})" if error.hint else error.message
         link.incidents.undecided(each.id, why)
@@ -348,9 +370,9 @@ def _one_mode(link: Link, tables: Collection[QualifiedName]) -> Mode | None:
 
 
 def _losses(incident: Incident, healed: Healed, stood: Mapping[QualifiedName, int]) -> tuple[Loss, ...]:
-    """What each table turned out to have lost. Pure."""
+    """What each table turned out to have lost; what was written through a root, its leaves have. Pure."""
     named = {QualifiedName(each.schema, each.table): each for each in incident.tables}
-    found = dict(named)
+    found = {name: each for name, each in named.items() if each.rows_before is not None}
     for name, done in healed.tables.items():
         if done.put_back or done.removed or name in named:
             found[name] = Loss(*name, stood.get(name), done.put_back)

@@ -22,13 +22,11 @@ from psycopg.rows import TupleRow
 
 from pglockstep.copy.source import end_sender
 from pglockstep.errors import (
-    ApplyRefused,
     IncidentOpen,
     LinkHeld,
     LockstepError,
     LookAgain,
     Side,
-    SourceError,
     TargetBusy,
     TargetError,
     TargetUnreachable,
@@ -38,7 +36,8 @@ from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
 from pglockstep.link import healing, identities, retention, session, unpublished
-from pglockstep.link.decisions import must_wait, settle
+from pglockstep.link.attempts import pause, worth_another_try
+from pglockstep.link.decisions import is_healing, must_wait, settle
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
@@ -56,10 +55,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How often a refused change is repeated before a person is needed, and the pauses between attempts, in seconds.
-_CAREFUL_ATTEMPTS = 3
-_FIRST_PAUSE = 0.2
-_LONGEST_PAUSE = 30.0
 #: How often the state is written down, in seconds.
 _REPORT_EVERY = 1.0
 #: How often it is looked whether somebody has decided, in seconds.
@@ -178,7 +173,8 @@ class Keeper:
                 if (task := asyncio.current_task()) and task.cancelling():
                     # a group of tasks that fails while it is cancelled forgets that it was
                     raise asyncio.CancelledError from error
-                tries = 1 if position() != before else tries + 1
+                # what is being put right may be harmed again and again
+                tries = 1 if position() != before or is_healing(self._link) else tries + 1
                 # at first start everything is told at once: a service manager tries again, a person corrects
                 if not self._began or not worth_another_try(error, tries):
                     raise
@@ -384,17 +380,3 @@ class Keeper:
             f"{who} holds link {self._link.config.name!r}",
             hint="stop that process first if this one is to take over; pglockstep status shows it",
         )
-
-
-def worth_another_try(error: LockstepError, tries: int) -> bool:
-    """Whether a link that had been running goes on by itself after its `tries`-th failure in a row. Pure."""
-    if error.transient or isinstance(error, LinkHeld):
-        # held: by our own session that its server has not missed yet, or by a `once` that took its turn
-        return True
-    # a refused change may have been refused for what passes: it is repeated with care, a few times
-    return type(error) in (ApplyRefused, SourceError, TargetError) and tries <= _CAREFUL_ATTEMPTS
-
-
-def pause(tries: int, chance: float) -> float:
-    """Seconds to wait after the `tries`-th failure in a row; `chance` in [0, 1) spreads many links apart. Pure."""
-    return float(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(tries - 1, 10)) * (0.5 + chance / 2))

@@ -14,8 +14,8 @@ import msgspec
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
 from pglockstep.link import decisions, healing, identities, session
+from pglockstep.link.attempts import worth_another_try
 from pglockstep.link.drops import Drops
-from pglockstep.link.keep import worth_another_try
 from pglockstep.link.link import Link
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.verify import LinkCheck, verify

@@ -45,6 +45,8 @@ class TargetMemory:
         self._written = b""
         self._written_at = 0.0
         self.turn = asyncio.Lock()
+        #: heals that were refused in a row
+        self.failures = 0
 
     def known(self) -> Known | None:
         """What is known; None if this target never stood, as far as this directory knows. Raises `ConfigError`."""
