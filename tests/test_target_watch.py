@@ -107,6 +107,22 @@ def test_unseen_by_triggers(pair: Pair, cli: Cli) -> None:
     level(shop, running)
 
 
+def test_unseen_until_a_change_does_not_find_its_row(pair: Pair, cli: Cli) -> None:
+    """No trigger fires for one row, and no estimate falls: the stream finds out, and the table is compared and put right."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start()
+    harm(pair, SILENTLY, "DELETE FROM item WHERE id = 7", "UPDATE item SET label = 'theirs' WHERE id = 8")
+    time.sleep(1.5)
+    assert shop.incidents() == []
+    shop.wipe("UPDATE item SET price = 99 WHERE id = 7")
+    incident = concluded(shop)
+    assert (incident["kind"], incident["state"]) == ("foreign_write", "healed")
+    assert [(each["table"], each["rows_lost"]) for each in incident["tables"]] == [("item", 2)]
+    assert "found 0 rows on the target instead of one" in incident["message"]
+    level(shop, running)
+
+
 def test_what_the_stream_takes_is_no_harm(pair: Pair, cli: Cli) -> None:
     """TRUNCATE and DELETE of nearly everything on the source, as allowed: nobody is told, and nothing is compared."""
     shop = Shop(cli, pair, "[links.shop.guard]\ntruncate = 'allow'\nmax_delete_fraction = 1.0\n")

@@ -23,6 +23,7 @@ with the exact next step, the exit code promised to scripts, and whether trying 
     │       ├── TargetLacks                5  no
     │       ├── TargetNotEmpty             5  no
     │       └── ApplyRefused               5  no     a change that the target will not take
+    │           └── RowsDiffer             5  no     because the target does not hold what it is about
     ├── IdentityChanged                    6  no     another server answers where the known one was
     ├── IncidentOpen                       6  no     the guard stopped something, and it is not settled yet
     ├── LookAgain                             yes    the target may not be as we left it: what is applied stops for a look
@@ -193,6 +194,14 @@ class TargetNotEmpty(TargetError):
 
 class ApplyRefused(TargetError):
     """The target refused a change of the source."""
+
+
+class RowsDiffer(ApplyRefused):
+    """The target does not hold what a change of the source is about: somebody else has changed `table`."""
+
+    def __init__(self, message: str, table: tuple[str, str], *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.table = table
 
 
 class IdentityChanged(LockstepError):

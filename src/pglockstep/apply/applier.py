@@ -31,7 +31,7 @@ from pglockstep.apply.session import Outcome, Query, Session
 from pglockstep.apply.sets import TableSets
 from pglockstep.apply.staging import Staging
 from pglockstep.apply.statements import Keeping, Statement
-from pglockstep.errors import ApplyRefused, TargetError
+from pglockstep.errors import ApplyRefused, RowsDiffer, TargetError
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, is_gone, translate, translated
@@ -370,7 +370,8 @@ class Applier:
 
 def _demand_one_row(statement: Statement, rows: int) -> None:
     if statement.one_row and rows != 1:
-        raise ApplyRefused(
+        raise RowsDiffer(
             f"the {statement} found {rows} rows on the target instead of one: the target was changed by somebody else",
+            statement.table,
             hint="`pglockstep check` shows how the ends differ; put the row right on the target, and the link goes on",
         )

@@ -307,6 +307,8 @@ async def heal(
             aside |= error.tables
             log.warning("left to the stream: %s", error, extra=link.about("guard.aside"))
     balance.commit()
+    for name in healed.tables:
+        link.memory.doubts.pop(name, None)
     with translate(target):
         if not stands:
             for name, incident in apart.items():

@@ -26,6 +26,7 @@ from pglockstep.errors import (
     LinkHeld,
     LockstepError,
     LookAgain,
+    RowsDiffer,
     Side,
     TargetBusy,
     TargetError,
@@ -46,6 +47,7 @@ from pglockstep.link.states import Event
 from pglockstep.link.target_watch import TargetWatch
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
+from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -173,6 +175,8 @@ class Keeper:
                 if (task := asyncio.current_task()) and task.cancelling():
                     # a group of tasks that fails while it is cancelled forgets that it was
                     raise asyncio.CancelledError from error
+                if isinstance(error, RowsDiffer):
+                    self._link.memory.doubts[QualifiedName(*error.table)] = error.message
                 # what is being put right may be harmed again and again
                 tries = 1 if position() != before or is_healing(self._link) else tries + 1
                 # at first start everything is told at once: a service manager tries again, a person corrects

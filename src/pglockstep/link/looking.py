@@ -100,6 +100,11 @@ async def look(
         for each in troubles
         if not each.sure and each.table not in harm.tables and await _stays_doubtful(link, conn, each)
     ]
+    doubtful += [
+        Trouble("foreign_write", message, name, False)
+        for name, message in link.memory.doubts.items()
+        if name in protected and name not in harm.tables
+    ]
     return Seen(row[0], stands, tables, now, harm, pending, vague, tuple(doubtful))
 
 

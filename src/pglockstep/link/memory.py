@@ -45,6 +45,8 @@ class TargetMemory:
         self._written = b""
         self._written_at = 0.0
         self.turn = asyncio.Lock()
+        #: tables in which a change of the source's did not find its row, and how that was told; until they are compared
+        self.doubts: dict[QualifiedName, str] = {}
         #: heals that were refused in a row
         self.failures = 0
 
