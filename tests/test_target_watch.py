@@ -281,6 +281,22 @@ def test_a_missing_database_that_waits_for_a_decision(pair: Pair, cli: Cli) -> N
     assert shop.once()["copied_rows"] == 0
 
 
+def test_a_daemon_that_starts_without_its_database(pair: Pair, cli: Cli) -> None:
+    """Held, it goes on receiving; decided, it makes the database again, and what was written meanwhile is there."""
+    shop = Shop(cli, pair, '[links.shop.guard]\non_target_wipe = "hold"\n')
+    shop.once()
+    stop(shop.start())
+    drop_database(pair)
+    running = shop.start(held=True)
+    before = running.status()["received_lsn"]
+    shop.wipe("INSERT INTO item VALUES (901, 'later')")
+    wait_until(lambda: running.status()["received_lsn"] != before, 20, "the source to be received")
+    done = shop.command("incidents", "restore", "1", "--yes")
+    assert done["incidents"][0]["state"] == "healed"
+    level(shop, running)
+    assert len(shop.target_rows("item")) == 301
+
+
 def test_a_table_may_be_stricter_than_its_link(pair: Pair, cli: Cli) -> None:
     """One table is held and not watched, another blocked; the rest heals by itself."""
     settings = """[links.shop.guard.tables.'public.visit']

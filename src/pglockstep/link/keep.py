@@ -228,11 +228,17 @@ class Keeper:
         """Open both ends, take the lock, make the first copy if there is none, open the journal."""
         link = self._link
         async with AsyncExitStack() as opening:
-            ends = await opening.enter_async_context(healing.opened_ends(link, "run"))
-            if not await session.take_lock(ends.target_conn, ends.target):
-                raise await self._held_by_other(ends.target_conn, ends.target)
+            try:
+                ends = await opening.enter_async_context(healing.opened_ends(link, "run"))
+                if not await session.take_lock(ends.target_conn, ends.target):
+                    raise await self._held_by_other(ends.target_conn, ends.target)
+                await healing.stand_again(link, ends.target_conn, ends.target)
+            except IncidentOpen as error:
+                if link.known() is None:
+                    raise
+                # a target that is gone and held is one that is away: the source goes on being received
+                raise TargetBusy(error.message, hint=error.hint) from error
             self._began = True
-            await healing.stand_again(link, ends.target_conn, ends.target)
             record, _ = await link.ready(ends, lasting=True)
             journal = await opening.enter_async_context(link.journal(ends.source_conn, ends.source, record))
             assert record.progress is not None
