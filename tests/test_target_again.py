@@ -163,3 +163,20 @@ def test_on_every_pair_of_versions(pair: Pair, cli: Cli, what: str) -> None:
         time.sleep(0.5)
     level(shop, running)
     wait_until(lambda: what == "column" or twins(pair), 20, "both ends to be twins")
+
+
+def test_a_column_that_is_added_on_both_ends(pair: Pair, cli: Cli) -> None:
+    """First on the source, then by hand on the target, as the link says: that is not ours either, and ends level."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start()
+    shop.wipe(
+        "ALTER TABLE item ADD COLUMN color text DEFAULT 'red'",
+        "INSERT INTO item VALUES (901, 'new', 1, 'blue')",
+    )
+    assert running.process.wait(30) == 5
+    harm(pair, "ALTER TABLE item ADD COLUMN color text DEFAULT 'red'")
+    running = shop.start()
+    level(shop, running)
+    assert shop.target_rows("item") == shop.source_rows("item")
+    assert states(shop) == [("foreign_write", "healed")]
