@@ -361,6 +361,31 @@ def test_ddl_that_names_no_table(pair: Pair, cli: Cli) -> None:
     level(shop, running)
 
 
+def test_what_is_held_is_not_put_back_by_comparing(pair: Pair, cli: Cli) -> None:
+    """With `on_target_wipe = "hold"` nothing is changed before a decision, whatever it takes to be sure of it."""
+    shop = Shop(cli, pair, '[links.shop.guard]\non_target_wipe = "hold"\n')
+    shop.wipe("CREATE VIEW report AS SELECT count(*) FROM item")
+    shop.once()
+    shop.start()
+    harm(pair, "DROP VIEW report")
+    first = shop.held()
+    assert (first["kind"], first["statements"]) == ("drop", ["DROP VIEW report"])
+    there = "SELECT to_regclass('report') IS NOT NULL"
+    assert pair.on_target().execute(there).fetchone() == (False,)
+    done = shop.command("incidents", "restore", first["id"], "--yes")
+    assert done["incidents"][0]["state"] == "healed"
+    assert pair.on_target().execute(there).fetchone() == (True,)
+    pair.on_target().execute("ANALYZE")
+    time.sleep(1.5)
+    harm(pair, SILENTLY, "TRUNCATE visit")
+    second = shop.held()
+    assert second["kind"] == "truncate"
+    assert shop.target_rows("visit") == []
+    done = shop.command("incidents", "restore", second["id"], "--yes")
+    assert done["incidents"][0]["state"] == "healed"
+    assert len(shop.target_rows("visit")) == 400
+
+
 def test_another_source_is_no_source_to_heal_from(pair: Pair, cli: Cli) -> None:
     """The source's database was made anew, and the target is harmed: nothing is taken from it that the source has not."""
     shop = Shop(cli, pair)

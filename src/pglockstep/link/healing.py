@@ -160,6 +160,9 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
     if not healing and not unclear:
         return
     compares = not healing and seen is not None and not heals_itself(link, seen.suspicion.tables)
+    if compares and seen is not None and seen.vague:
+        # to find out whether it took anything would be to put it back
+        raise needs_decision(noted(link, seen.suspicion, seen.at))
     if healing:
         reason = "; ".join(each.message for each in healing)
         link.standing.move(Event.HEAL_STARTED, f"being put right from the source: {reason}")
