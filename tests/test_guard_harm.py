@@ -14,7 +14,7 @@ from pglockstep.guard.policy import Rules
 from pglockstep.guard.reading import Reading, TableReading, Trouble
 from pglockstep.guard.watch import ForeignWrite
 from pglockstep.link.balance import is_too_much
-from pglockstep.link.memory import after_heal
+from pglockstep.link.memory import after_heal, named_after_heal
 from pglockstep.observe.incident import Loss
 from pglockstep.postgres.names import QualifiedName
 
@@ -133,3 +133,15 @@ def test_after_a_heal_only_what_it_touched_is_known_anew() -> None:
     now = Reading(True, 1, True, 2, (table("User", 11), table("item", 21), table("visit", 0, None)))
     after = after_heal(before, now, {USER})
     assert [each.file for each in after.tables] == [11, 20, 30]
+
+
+def test_after_a_heal_a_table_keeps_the_name_that_it_had() -> None:
+    """Renamed meanwhile it is still known by its own; made anew, or touched, it is what it is now; others are added."""
+    before = [("public", "User", 1), ("public", "item", 2), ("public", "visit", 3)]
+    now = [("public", "User", 11), ("public", "theirs", 2), ("public", "visit", 13), ("public", "new", 4)]
+    assert named_after_heal(before, now, {USER}) == (
+        ("public", "User", 11),
+        ("public", "item", 2),
+        ("public", "new", 4),
+        ("public", "visit", 13),
+    )

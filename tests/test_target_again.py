@@ -33,6 +33,14 @@ AGAIN = [
     "DROP EVENT TRIGGER pglockstep_ddl; DROP TRIGGER pglockstep_delete ON visit",
 ]
 
+#: What that says when what it is about is away just now.
+GONE = (
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InvalidSchemaName,
+)
+
 
 def twins(pair: Pair) -> bool:
     """Whether both ends hold the same rows."""
@@ -72,7 +80,7 @@ def tried(pair: Pair, what: str) -> bool:
     """Do this on the target; false if what it is about is away just now."""
     try:
         harm(pair, what)
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject, psycopg.errors.InvalidSchemaName):
+    except GONE:
         return False
     return True
 
@@ -180,3 +188,23 @@ def test_a_column_that_is_added_on_both_ends(pair: Pair, cli: Cli) -> None:
     level(shop, running)
     assert shop.target_rows("item") == shop.source_rows("item")
     assert states(shop) == [("foreign_write", "healed")]
+
+
+def test_an_object_without_its_schema(pair: Pair, cli: Cli) -> None:
+    """A function that is made in a schema while that is dropped stays behind: the server falls over its name, if it is asked."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start()
+    dropping, making = pair.on_target(), pair.on_target()
+    dropping.execute("CREATE SCHEMA theirs")
+    dropping.execute("BEGIN; DROP SCHEMA theirs")
+    making.execute("CREATE FUNCTION theirs.stray() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    dropping.execute("COMMIT")
+    stray = "SELECT FROM pg_proc WHERE pronamespace NOT IN (SELECT oid FROM pg_namespace)"
+    assert making.execute(stray).rowcount == 1
+    harm(pair, "DROP SCHEMA public CASCADE")
+    incident = concluded(shop)
+    assert (incident["kind"], incident["state"]) == ("drop", "healed")
+    # nobody's session was ended with the server's
+    making.execute("DELETE FROM pg_proc WHERE proname = 'stray'")
+    level(shop, running)

@@ -18,7 +18,7 @@ from pglockstep.findings import counted
 from pglockstep.guard import restore_journal, source_tables, watch
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import Outcome
-from pglockstep.link import healing, looking, session, survey
+from pglockstep.link import healing, looking, remembering, session, survey
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.noting import noted
 from pglockstep.link.states import Event
@@ -123,7 +123,7 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
             with answered(target, conn), translate(target):
                 await looking.forget_what_is_harmless(link, conn, seen)
                 if link.memory.is_due:
-                    await healing.remember(link, conn)
+                    await remembering.remember(link, conn)
 
 
 async def _prepare(conn: AsyncConnection[TupleRow]) -> None:
@@ -176,7 +176,7 @@ async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, inci
         if incident.side == "target":
             # it may stay as others made it
             await watch.dealt_with(conn, await watch.pending(conn))
-            await healing.remember(link, conn)
+            await remembering.remember(link, conn)
         elif incident.kind == "drop":
             await followed.forget(conn, tables)
     link.gate.forget(tables)

@@ -23,14 +23,16 @@ from pglockstep.findings import counted
 from pglockstep.guard import heal as engine
 from pglockstep.guard import reading, watch
 from pglockstep.guard.heal import Healed, Remembered, Wish
+from pglockstep.guard.mend import Mended
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.watch import Mode
 from pglockstep.link import looking, session
 from pglockstep.link.balance import Balance, Differs, Intact, lost_on_both
 from pglockstep.link.link import Link
 from pglockstep.link.looking import Seen
-from pglockstep.link.memory import Known, after_heal
+from pglockstep.link.memory import Known
 from pglockstep.link.noting import DATABASE_GONE, SCHEMA_GONE, heals_itself, noted
+from pglockstep.link.remembering import remember_healed, standing
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, Loss, needs_decision
 from pglockstep.postgres import catalog, privileges
@@ -43,33 +45,6 @@ log = logging.getLogger(__name__)
 
 #: How often a heal that was refused is tried before a person has to look: somebody may be at it still.
 _ATTEMPTS = 4
-
-
-# --- what is remembered -------------------------------------------------------------------------------------
-
-
-async def remember(
-    link: Link, conn: AsyncConnection[TupleRow], touched: Collection[QualifiedName] | None = None
-) -> None:
-    """Know the target as it stands now; after a heal, of the tables that it `touched`. Raises psycopg's errors."""
-    known = link.memory.known()
-    found = _lasting(await engine.remember(conn))
-    tables = [
-        each
-        for each in await looking.following(link, conn)
-        if Rules.of(link.config.guard, each).protect_target != "off"
-    ]
-    now = await reading.read(conn, tables, looking.floors(link, tables))
-    if known is not None and touched is not None:
-        now = after_heal(known.reading, now, touched)
-    apart = tuple((*name, incident) for name, incident in (await detached.read(conn)).items())
-    link.memory.keep(Known(found, now, apart))
-
-
-def _lasting(found: Remembered) -> Remembered:
-    """How far a target is, is said by itself alone. Pure."""
-    record = msgspec.structs.replace(found.record, progress=None, commit_time=None, written_at=None)
-    return msgspec.structs.replace(found, record=record)
 
 
 # --- a target that has nothing of ours any more -------------------------------------------------------------
@@ -294,12 +269,18 @@ async def heal(
         await _missing(conn, target, followed | set(named)),
     )
     aside: set[QualifiedName] = set()
+    after: list[Known] = []
+    stays_apart = {name: apart[name] for name in detach}
+
+    async def judge(mended: Mapping[QualifiedName, Mended]) -> None:
+        await balance.judge(mended)
+        # before the commit: what is done to it behind that is to be seen
+        after[:] = [await standing(link, conn, (followed | set(follow_again)) - detach, stays_apart)]
+
     while True:
         balance = Balance(link, conn, named, time, exempt=follow_again, compares=compares)
         chosen = None if suspects is None else suspects - aside
-        wish = Wish(
-            frozenset(left_out | aside), chosen, _one_mode(link, there.keys() - left_out), balance.judge
-        )
+        wish = Wish(frozenset(left_out | aside), chosen, _one_mode(link, there.keys() - left_out), judge)
         try:
             healed = await engine.heal(ends(link.config)[0], target, conn, remembered, wish)
             break
@@ -310,6 +291,7 @@ async def heal(
             aside |= error.tables
             log.warning("left to the stream: %s", error, extra=link.about("guard.aside"))
     balance.commit()
+    remember_healed(link, after[0], healed.tables.keys())
     for name in healed.tables:
         link.memory.doubts.pop(name, None)
     with translate(target):
@@ -325,7 +307,6 @@ async def heal(
         ahead = await copying.ahead(conn, record.progress)
         link.gate.begin(record.progress, ahead)
         link.gate.seed(balance.rows, {name: ahead.get(name, record.progress) for name in balance.rows}, time)
-        await remember(link, conn, healed.tables.keys())
     return healed, balance.stood
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
-from pglockstep.link import decisions, healing, identities, session
+from pglockstep.link import decisions, healing, identities, remembering, session
 from pglockstep.link.attempts import worth_another_try
 from pglockstep.link.drops import Drops
 from pglockstep.link.link import Link
@@ -84,7 +84,7 @@ async def once(link: Link) -> OnceResult:
         link.standing.remember(check)
         link.gate.save()
         with translate(ends.target):
-            await healing.remember(link, ends.target_conn)
+            await remembering.remember(link, ends.target_conn)
         return OnceResult(check, copied_rows, transactions, changes, lsn)
 
 

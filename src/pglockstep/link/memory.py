@@ -110,6 +110,22 @@ def after_heal(before: Reading, now: Reading, touched: Collection[QualifiedName]
     return _with_what_is_missing(before, msgspec.structs.replace(now, tables=tables))
 
 
+def named_after_heal(
+    before: Collection[tuple[str, str, int]],
+    now: Collection[tuple[str, str, int]],
+    touched: Collection[QualifiedName],
+) -> tuple[tuple[str, str, int], ...]:
+    """Tables by schema, name and OID after a heal: one that it did not touch, and that is still there, keeps its name. Pure."""
+    there = {oid for _, _, oid in now}
+    kept = {
+        QualifiedName(schema, name): oid
+        for schema, name, oid in before
+        if oid in there and QualifiedName(schema, name) not in touched
+    }
+    others = {QualifiedName(schema, name): oid for schema, name, oid in now if oid not in kept.values()}
+    return tuple(sorted((*name, oid) for name, oid in (others | kept).items()))
+
+
 def _with_what_is_missing(before: Reading, now: Reading) -> Reading:
     """A table that is not there is still known as it was: that it is missing must not become what is right. Pure."""
     known = {each.table: each for each in before.tables}

@@ -21,7 +21,7 @@ from pglockstep.guard import watch
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.reading import Reader
 from pglockstep.guard.watch import Mode, Watched
-from pglockstep.link import healing, looking
+from pglockstep.link import looking, remembering
 from pglockstep.link.link import Link
 from pglockstep.link.looking import Seen
 from pglockstep.link.noting import DATABASE_GONE, noted
@@ -181,7 +181,7 @@ class TargetWatch:
             await looking.forget_what_is_harmless(self._link, conn, seen)
             self._link.memory.advance(seen.reading)
             if self._link.memory.is_due:
-                await healing.remember(self._link, conn)
+                await remembering.remember(self._link, conn)
         return (seen,)
 
     def _stop(self, incident: Incident) -> None:
