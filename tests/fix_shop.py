@@ -135,9 +135,10 @@ class Shop:
 
         return wait_until(found, 30, "an incident")
 
-    def start(self) -> Daemon:
-        """A daemon that streams."""
-        return Daemon(self.cli, self.pair, configured=True)
+    def start(self, *, held: bool = False) -> Daemon:
+        """A daemon that streams, or is `held` at once."""
+        states = ("held",) if held else ("streaming", "catching_up")
+        return Daemon(self.cli, self.pair, configured=True, states=states)
 
     def source_rows(self, table: str) -> list[str]:
         """What the source has."""

@@ -19,7 +19,7 @@ from test_run import ends_identical
 pytestmark = pytest.mark.unguarded
 
 #: Those that a daemon comes by under load; what comes of the others stands beside what they belong to.
-NAMES = [name for name in failpoints.NAMES if not name.startswith(("restore.", "refill.", "adopt."))]
+NAMES = [name for name in failpoints.NAMES if not name.startswith(("restore.", "heal.", "refill.", "adopt."))]
 
 
 def dies(link: Link, name: str, count: int = 1) -> None:

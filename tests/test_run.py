@@ -25,8 +25,16 @@ STOPS: tuple[StopMode, ...] = ("immediate", "fast")
 class Daemon:
     """A running ``pglockstep run`` and the commands beside it."""
 
-    def __init__(self, cli: Cli, pair: Pair, *, configured: bool = False) -> None:
+    def __init__(
+        self,
+        cli: Cli,
+        pair: Pair,
+        *,
+        configured: bool = False,
+        states: tuple[str, ...] = ("streaming", "catching_up"),
+    ) -> None:
         self._cli = cli
+        self._states = states
         self._ends = () if configured else ("--source", pair.source, "--target", pair.target)
         self.process = cli.start("run", *self._ends)
         wait_until(self._ready, 30, "the daemon to stream")
@@ -35,7 +43,7 @@ class Daemon:
         if self.process.poll() is not None:
             output = self.process.stdout.read() if self.process.stdout else ""
             raise AssertionError(f"the daemon ended with {self.process.returncode}: {output}")
-        return bool(self.status()["daemon_alive"] and self.status()["state"] in ("streaming", "catching_up"))
+        return bool(self.status()["daemon_alive"] and self.status()["state"] in self._states)
 
     def status(self) -> dict[str, Any]:
         done = self._cli("status", *self._ends, "--json")

@@ -23,8 +23,11 @@ with the exact next step, the exit code promised to scripts, and whether trying 
     │       ├── TargetLacks                5  no
     │       ├── TargetNotEmpty             5  no
     │       └── ApplyRefused               5  no     a change that the target will not take
+    │           └── RowsDiffer             5  no     because the target does not hold what it is about
     ├── IdentityChanged                    6  no     another server answers where the known one was
     ├── IncidentOpen                       6  no     the guard stopped something, and it is not settled yet
+    ├── LookAgain                             yes    the target may not be as we left it: what is applied stops for a look
+    ├── TooMuchLost                        6  no     levelling would take more from the target than the rules allow
     ├── DecisionRefused                    1  no     a decision that came too late, or could not be carried out
     ├── NotInJournal                       1  no     what was asked for was not received, or is not kept any more
     ├── Inconclusive                       7  no
@@ -193,6 +196,14 @@ class ApplyRefused(TargetError):
     """The target refused a change of the source."""
 
 
+class RowsDiffer(ApplyRefused):
+    """The target does not hold what a change of the source is about: somebody else has changed `table`."""
+
+    def __init__(self, message: str, table: tuple[str, str], *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.table = table
+
+
 class IdentityChanged(LockstepError):
     """Another database answers where the known one was."""
 
@@ -209,6 +220,12 @@ class DecisionRefused(LockstepError):
     """The decision came too late, or could not be carried out."""
 
     exit_code = EXIT_DIFFERS
+
+
+class LookAgain(LockstepError):
+    """The target has to be looked at before anything more is applied there."""
+
+    transient = True
 
 
 class TooMuchLost(LockstepError):

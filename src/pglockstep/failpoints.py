@@ -32,6 +32,9 @@ NAMES = {
     "adopt.slot": "a source that is followed anew has its slot, and the target does not know yet",
     "adopt.commit": "the target is about to follow its source anew",
     "adopt.committed": "the target follows its source anew, and the incident is still open",
+    "heal.begun": "a heal of the target has begun its transaction there",
+    "heal.commit": "a heal of the target is about to be committed",
+    "heal.committed": "a heal of the target was committed, and nobody knows yet",
     "progress.move": "progress is about to follow an idle source",
 }
 

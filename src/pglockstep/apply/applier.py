@@ -31,7 +31,7 @@ from pglockstep.apply.session import Outcome, Query, Session
 from pglockstep.apply.sets import TableSets
 from pglockstep.apply.staging import Staging
 from pglockstep.apply.statements import Keeping, Statement
-from pglockstep.errors import ApplyRefused, TargetError
+from pglockstep.errors import ApplyRefused, RowsDiffer, TargetError
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, is_gone, translate, translated
@@ -140,6 +140,8 @@ class Applier:
         self.sets = 0
         self.clashes = 0
         self.last_applied_at: datetime | None = None
+        #: tables that a TRUNCATE of the source's emptied here; whoever looks at the target's files takes them from here
+        self.truncated: set[QualifiedName] = set()
         #: commits that the target has made but perhaps not yet flushed, oldest first
         self.unflushed: deque[Commitment] = deque()
         conn.adapters.register_dumper(bytes, _SourceText)
@@ -207,6 +209,7 @@ class Applier:
         for step in batch.steps:
             if isinstance(step, Statement):
                 self._group["truncate"] += 1
+                self.truncated.update(step.emptied)
                 await self._flush()
                 await self._add(step)
                 await self._flush()
@@ -367,7 +370,8 @@ class Applier:
 
 def _demand_one_row(statement: Statement, rows: int) -> None:
     if statement.one_row and rows != 1:
-        raise ApplyRefused(
+        raise RowsDiffer(
             f"the {statement} found {rows} rows on the target instead of one: the target was changed by somebody else",
+            statement.table,
             hint="`pglockstep check` shows how the ends differ; put the row right on the target, and the link goes on",
         )

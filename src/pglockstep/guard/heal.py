@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from pglockstep import failpoints
 from pglockstep.errors import SourceBusy
 from pglockstep.guard import database as databases
 from pglockstep.guard import missing as schemas
@@ -68,13 +69,13 @@ class Wish(msgspec.Struct, frozen=True):
 
     Beside them every table that is missing or lacks a column, and what foreign keys tie to these. `mode`: how the tables
     are to be watched from the heal's own commit on; None for not at all. `judge` is told before the commit what was done to
-    each table; what it raises undoes all of it.
+    each table, and may look at it over the same session; what it raises undoes all of it.
     """
 
     left_out: frozenset[QualifiedName] = frozenset()
     suspects: frozenset[QualifiedName] | None = None
     mode: watch.Mode | None = "watch"
-    judge: Callable[[Mapping[QualifiedName, Mended]], None] | None = None
+    judge: Callable[[Mapping[QualifiedName, Mended]], Awaitable[None]] | None = None
 
 
 class Healed(msgspec.Struct, frozen=True):
@@ -139,6 +140,7 @@ class Healing:
         """Heal, in one transaction on the target."""
         ends = self._ends
         async with ends.here.transaction():
+            failpoints.reach("heal.begun")
             anew = await self._be_ours()
             with self._timed("catalog"):
                 with translate(ends.source):
@@ -158,7 +160,10 @@ class Healing:
                 await self._follow_up(tables)
                 await self._note(mended, lsns, anew=anew)
             if self._wish.judge is not None:
-                self._wish.judge(mended)
+                with translate(ends.target):
+                    await self._wish.judge(mended)
+            failpoints.reach("heal.commit")
+        failpoints.reach("heal.committed")
         return Healed(lacks.names, mended, self._seconds)
 
     @contextmanager
@@ -178,13 +183,7 @@ class Healing:
         conn = self._ends.here
         with translate(self._ends.target):
             await watch.act_as_replica(conn)
-            cursor = await conn.execute(
-                "SELECT pg_catalog.to_regclass('pglockstep.progress') IS NULL "
-                "OR pg_catalog.to_regclass('pglockstep.link') IS NULL"
-            )
-            gone = await cursor.fetchone() == (True,)
-            record = None if gone else await progress.read(conn)
-            anew = record is None or record.progress is None
+            anew = not await progress.is_whole(conn)
             if anew:
                 await progress.make_again(conn, self._remembered.record, self._remembered.identities)
             await progress.upgrade(conn)

@@ -6,15 +6,20 @@ What the target has beyond that is its own affair, but for columns of tables tha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import class_row
 
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
+
+#: How often tables that are gone before they are locked are looked up again.
+_PINS = 5
 
 
 class SchemaObject(msgspec.Struct, frozen=True):
@@ -171,13 +176,42 @@ class Missing(msgspec.Struct, frozen=True):
 
 
 async def read(conn: AsyncConnection[Any]) -> Schema:
-    """What the database behind `conn` consists of. Raises psycopg's errors."""
-    async with conn.cursor(row_factory=class_row(SchemaObject)) as objects:
-        await objects.execute(_statement("objects"))
-        found = await objects.fetchall()
-    async with conn.cursor(row_factory=class_row(TableColumn)) as columns:
-        await columns.execute(_statement("columns"))
-        return Schema(found, await columns.fetchall())
+    """What the database behind `conn` consists of. Raises psycopg's errors.
+
+    No schema that holds a table can be dropped meanwhile, and none for as long as a transaction that is open already.
+    """
+    async with conn.transaction():
+        await _pin(conn)
+        async with conn.cursor(row_factory=class_row(SchemaObject)) as objects:
+            await objects.execute(_statement("objects"))
+            found = await objects.fetchall()
+        async with conn.cursor(row_factory=class_row(TableColumn)) as columns:
+            await columns.execute(_statement("columns"))
+            return Schema(found, await columns.fetchall())
+
+
+async def _pin(conn: AsyncConnection[Any]) -> None:
+    """Lock one table of each schema, as a reader does: whoever drops a schema waits for it, or is waited for.
+
+    `pg_identify_object` of an object whose schema is gone ends the server's process, and with it every session (seen on 18):
+    PostgreSQL quotes the schema's name without looking whether it has found one.
+    """
+    for _ in range(_PINS):
+        cursor = await conn.execute(
+            "SELECT DISTINCT ON (n.nspname) n.nspname, c.relname FROM pg_catalog.pg_class AS c "
+            "JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
+            "WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^(pg_|information_schema$)' "
+            "AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') "
+            "ORDER BY n.nspname, c.oid"
+        )
+        tables = [QualifiedName(*row).sql() for row in await cursor.fetchall()]
+        if not tables:
+            return
+        only = sql.SQL(", ").join(sql.SQL("ONLY {}").format(each) for each in tables)
+        with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            async with conn.transaction():
+                await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(only))
+            return
 
 
 def missing(source: Schema, target: Schema, left_out: Collection[QualifiedName]) -> Missing:

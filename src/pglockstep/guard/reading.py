@@ -6,20 +6,23 @@ the statistics' estimates, or could have been our own truncate, only says that s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import TargetError
+from pglockstep.errors import LockstepError, TargetError
 from pglockstep.observe.incident import Kind
 from pglockstep.postgres.connect import End, answered, connect, is_gone, translate
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
+from pglockstep.progress import target as progress
+
+T = TypeVar("T")
 
 #: An estimate below this says nothing, and a fall by less than this share neither.
 _FEW_ROWS = 20
@@ -51,8 +54,8 @@ class TableReading(msgspec.Struct, frozen=True):
 class Reading(msgspec.Struct, frozen=True):
     """The target at one moment. Without its `database` there is nothing else to tell.
 
-    `ours`: our schema is there; `event_triggers`: how many of the watch's work; `floors`: rows of each table that has a
-    floor, counted up to it, as (schema, name, rows, floor).
+    `ours`: our schema is there, and whole; `event_triggers`: how many of the watch's work; `floors`: rows of each table that
+    has a floor, counted up to it, as (schema, name, rows, floor).
     """
 
     database: bool
@@ -80,12 +83,12 @@ async def read(
     """How these tables stand now. Raises psycopg's errors."""
     cursor = await conn.execute(
         "SELECT (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()), "
-        "pg_catalog.to_regclass('pglockstep.progress') IS NOT NULL, "
         "(SELECT count(*) FROM pg_catalog.pg_event_trigger WHERE evtname IN ('pglockstep_ddl', 'pglockstep_drop') "
         "AND evtenabled = 'O')"
     )
     row = await cursor.fetchone()
     assert row is not None
+    ours = await progress.is_whole(conn)
     cursor = await conn.execute(
         _statement(), [[each.schema for each in tables], [each.name for each in tables]]
     )
@@ -102,35 +105,43 @@ async def read(
         (*table, await _up_to(conn, table, floor) if table in present else 0, floor)
         for table, floor in floors.items()
     ]
-    return Reading(True, row[0], row[1], row[2], here, tuple(counted))
+    return Reading(True, row[0], ours, row[1], here, tuple(counted))
 
 
 class Reader:
     """Reads again and again over a session of its own, which it opens when it needs one."""
 
     def __init__(
-        self, end: End, tables: Sequence[QualifiedName], floors: Mapping[QualifiedName, int]
+        self,
+        end: End,
+        tables: Sequence[QualifiedName] = (),
+        floors: Mapping[QualifiedName, int] | None = None,
     ) -> None:
         self._end = end
         self._tables = tables
-        self._floors = floors
+        self._floors = floors or {}
         self._conn: AsyncConnection[TupleRow] | None = None
 
     async def read(self) -> Reading:
         """How the target stands now. That its database is gone is an answer; that it cannot be reached is raised."""
+        found = await self.ask(lambda conn: read(conn, self._tables, self._floors))
+        return Reading(database=False) if found is None else found
+
+    async def ask(self, question: Callable[[AsyncConnection[TupleRow]], Awaitable[T]]) -> T | None:
+        """What is answered over our session; None if the database is gone. Raises why else there is no answer."""
         try:
-            return await self._read()
+            return await self._ask(question)
         except TargetError as error:
             # dropped under us, it ends our session first: why shows when we come back
             await self.aclose()
             if not error.transient:
                 raise
         try:
-            return await self._read()
+            return await self._ask(question)
         except TargetError as error:
             await self.aclose()
-            if error.finding is not None and error.finding.code == "unknown_database":
-                return Reading(database=False)
+            if is_unknown_database(error):
+                return None
             raise
 
     async def aclose(self) -> None:
@@ -139,12 +150,17 @@ class Reader:
             await self._conn.close()
         self._conn = None
 
-    async def _read(self) -> Reading:
+    async def _ask(self, question: Callable[[AsyncConnection[TupleRow]], Awaitable[T]]) -> T:
         if self._conn is None:
             # it waits for no lock: a table that somebody is changing is read the next time
             self._conn = await connect(self._end, "poll", lock_timeout="200ms")
         with answered(self._end, self._conn), translate(self._end):
-            return await read(self._conn, self._tables, self._floors)
+            return await question(self._conn)
+
+
+def is_unknown_database(error: LockstepError) -> bool:
+    """Whether it says that there is no database of that name. Pure."""
+    return error.finding is not None and error.finding.code == "unknown_database"
 
 
 def judge(before: Reading, now: Reading, truncated: Collection[QualifiedName] = ()) -> list[Trouble]:
@@ -166,12 +182,13 @@ def _troubles(before: Reading, now: Reading, truncated: Collection[QualifiedName
     for each in now.tables:
         if each.table in known:
             yield from _of_table(known[each.table], each, now, own=each.table in truncated)
+    below = {(schema, name) for schema, name, rows, floor in before.floors if rows < floor}
     for schema, name, rows, floor in now.floors:
-        if rows < floor:
+        if rows < floor and (schema, name) not in below:
             table = QualifiedName(schema, name)
-            yield Trouble(
-                "floor", f"{table} holds {rows} rows on the target, and its floor is {floor}", table
-            )
+            # the source may have been allowed to go below it
+            message = f"table {table} holds {rows} rows on the target, and its floor is {floor}"
+            yield Trouble("floor", message, table, False, None, floor - rows)
 
 
 def _of_table(before: TableReading, now: TableReading, reading: Reading, *, own: bool) -> Iterator[Trouble]:

@@ -129,6 +129,8 @@ async def install(
     await be_ours(conn)
     await progress.upgrade(conn)
     async with conn.transaction():
+        # a function that is made in a schema while that is dropped would stay behind without one
+        await conn.execute("LOCK TABLE pglockstep.watch IN ACCESS SHARE MODE")
         await conn.execute(_statement("watch"), prepare=False)
     refused: dict[QualifiedName, str] = {}
     for table, present in (await _triggers(conn, tables)).items():

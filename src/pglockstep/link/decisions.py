@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.errors import DecisionRefused, EndError, LockstepError, NotInJournal, TooMuchLost
-from pglockstep.findings import counted
-from pglockstep.guard import heal as healing
-from pglockstep.guard import questions, restore_journal, source_tables
-from pglockstep.guard.mend import Mended
-from pglockstep.guard.policy import Rules
+from pglockstep.guard import restore_journal, source_tables, watch
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import told
-from pglockstep.link import pinning, session, survey, takeover
+from pglockstep.link import healing, looking, pinning, remembering, session, survey, takeover
 from pglockstep.link.link import Link, demand_progress
+from pglockstep.link.noting import noted
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
-from pglockstep.postgres import catalog
-from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.connect import End, answered, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying, detached, restoring
 from pglockstep.progress import source_tables as followed
@@ -81,6 +77,19 @@ def undecided(incidents: Iterable[Incident]) -> Incident | None:
     return next((each for each in incidents if each.state == "held" and each.decision is None), None)
 
 
+def must_wait(incidents: Sequence[Incident]) -> bool:
+    """Whether there is nothing to be done about these incidents before somebody decides. Pure."""
+    return undecided(incidents) is not None and not any(
+        each.state == "healing" or (each.decision is not None and each.decision.verb != "approve")
+        for each in incidents
+    )
+
+
+def is_healing(link: Link) -> bool:
+    """Whether the target is being put right, or is to be."""
+    return any(each.side == "target" and each.state == "healing" for each in link.open_incidents())
+
+
 def demand_decided(link: Link) -> None:
     """Raise `IncidentOpen` if an incident of the link waits for a decision."""
     if (found := undecided(link.open_incidents())) is not None:
@@ -93,31 +102,64 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
     What has been approved is left to the stream. An end that is away is raised, and the decision stands; what else goes wrong
     takes it back.
     """
-    demand_decided(link)
-    for incident in link.open_incidents():
-        if pinning.concerns(incident):
-            raise pinning.BeginAgain
-        with translate(target):
-            record = demand_progress(await progress.read(conn))
-            await progress.upgrade(conn)
-            assert record.progress is not None
-            link.gate.begin(record.progress, await copying.ahead(conn, record.progress))
-        assert incident.decision is not None
-        if incident.decision.verb == "approve":
-            link.gate.let_through(incident, record.progress)
-            continue
-        try:
-            if incident.decision.verb == "restore":
-                await _restore(link, conn, target, record, incident)
-            else:
-                await _reject(link, conn, target, incident)
-        except EndError as error:
-            if error.transient:
-                raise
-            _take_back(link, incident, error)
-        except LockstepError as error:
-            _take_back(link, incident, error)
-    demand_decided(link)
+    if any(map(pinning.concerns, link.open_incidents())):
+        demand_decided(link)
+        raise pinning.BeginAgain
+    async with link.memory.turn:
+        with answered(target, conn), translate(target):
+            await _prepare(conn)
+            seen = await looking.look(link, conn)
+        if seen is not None and seen.harm:
+            noted(link, seen.harm, seen.at)
+        if seen is not None and not seen.stands:
+            # nothing can be decided on a target that has nothing of ours
+            await healing.settle(link, conn, target, seen)
+            demand_decided(link)
+            seen = None
+        for incident in link.open_incidents():
+            if incident.decision is not None:
+                await _carry_out(link, conn, target, incident)
+        await healing.settle(link, conn, target, seen)
+        demand_decided(link)
+        if seen is not None:
+            with answered(target, conn), translate(target):
+                await looking.forget_what_is_harmless(link, conn, seen)
+                if link.memory.is_due:
+                    await remembering.remember(link, conn)
+
+
+async def _prepare(conn: AsyncConnection[TupleRow]) -> None:
+    """Bring our schema up to date, if it is there, and have the watch know this session. Raises psycopg's errors."""
+    if await progress.is_whole(conn):
+        await watch.act_as_replica(conn)
+        await progress.upgrade(conn)
+        await watch.be_ours(conn)
+
+
+async def _carry_out(link: Link, conn: AsyncConnection[TupleRow], target: End, incident: Incident) -> None:
+    """Carry out what was decided on the source's side, or that tables of the target's are to be left alone."""
+    assert incident.decision is not None
+    verb = incident.decision.verb
+    if incident.side == "target" and verb != "reject":
+        return
+    with translate(target):
+        record = demand_progress(await progress.read(conn))
+        assert record.progress is not None
+        link.gate.begin(record.progress, await copying.ahead(conn, record.progress))
+    if verb == "approve":
+        link.gate.let_through(incident, record.progress)
+        return
+    try:
+        if verb == "restore":
+            await _restore(link, conn, target, record, incident)
+        else:
+            await _reject(link, conn, target, incident)
+    except EndError as error:
+        if error.transient:
+            raise
+        _take_back(link, incident, error)
+    except LockstepError as error:
+        _take_back(link, incident, error)
 
 
 def _take_back(link: Link, incident: Incident, error: LockstepError) -> None:
@@ -129,8 +171,15 @@ def _take_back(link: Link, incident: Incident, error: LockstepError) -> None:
 async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, incident: Incident) -> None:
     tables = _tables(incident)
     with translate(target):
+        if incident.side == "target":
+            # what was written through a root is in its leaves
+            tables = sorted({*tables, *await watch.leaves(conn, tables)})
         await detached.detach(conn, tables, incident.id)
-        if incident.kind == "drop":
+        if incident.side == "target":
+            # it may stay as others made it
+            await watch.dealt_with(conn, await watch.pending(conn))
+            await remembering.remember(link, conn)
+        elif incident.kind == "drop":
             await followed.forget(conn, tables)
     link.gate.forget(tables)
     names = ", ".join(map(str, tables))
@@ -156,7 +205,7 @@ async def _restore(
         if incident.kind == "drop":
             await _follow(conn, target, source, tables)
         try:
-            await level(link, conn, target, tables)
+            await healing.heal(link, conn, target, frozenset(tables))
             break
         except TooMuchLost:
             # a wipe that is still going on: what it has taken meanwhile belongs to it
@@ -167,53 +216,6 @@ async def _restore(
             await asyncio.sleep(attempt)
     link.incidents.concluded(incident.id, "restored", told(outcome))
     log.info("incident %s: %s", incident.id, told(outcome), extra=link.about("guard.restored"))
-
-
-async def level(
-    link: Link, conn: AsyncConnection[TupleRow], target: End, tables: Sequence[QualifiedName]
-) -> healing.Healed:
-    """Make these tables on the target what they are on the source, exactly; the stream then skips what they hold.
-
-    Raises `TooMuchLost`, with nothing changed, where that would take more rows from the target than the rules allow.
-    """
-    source = ends(link.config)[0]
-    with translate(target):
-        remembered = await healing.remember(conn)
-        apart = await detached.read(conn)
-        stood = {name: await questions.count(conn, name) for name in tables}
-    left_out = await not_followed(link, source) | (apart.keys() - set(tables))
-
-    def judge(mended: Mapping[QualifiedName, Mended]) -> None:
-        for name, rows in stood.items():
-            demand_harmless(Rules.of(link.config.guard, name), name, rows, mended.get(name, Mended()))
-
-    wish = healing.Wish(frozenset(left_out), frozenset(tables), None, judge)
-    healed = await healing.heal(source, target, conn, remembered, wish)
-    with translate(target):
-        await detached.attach(conn, tables)
-    link.gate.forget(tables)
-    return healed
-
-
-def demand_harmless(rules: Rules, name: QualifiedName, stood: int, mended: Mended) -> None:
-    """Raise `TooMuchLost` if a table of so many rows would shrink by more than its rules allow. Pure."""
-    net = mended.removed - mended.put_back
-    if net > rules.may_lose(stood) or (net > 0 and stood - net < min(rules.floor, stood)):
-        raise TooMuchLost(
-            f"table {name} would lose {net} of its {counted(stood, 'row')} on the target: the source does not have them",
-            hint=f"look at {name} on the source: is something still deleting there? then decide again",
-        )
-
-
-async def not_followed(link: Link, source: End) -> set[QualifiedName]:
-    """The source's tables that this link leaves out."""
-    conn = await connect(source, "heal")
-    try:
-        with translate(source):
-            found = await catalog.tables(conn)
-        return {each.name for each in found if not link.selection.carries(*each.name)}
-    finally:
-        await conn.close()
 
 
 async def _follow(
@@ -297,11 +299,12 @@ def _tables(incident: Incident) -> list[QualifiedName]:
 
 async def carry_out(link: Link, incident: Incident) -> Incident:
     """Carry the decision on `incident` out while no daemon runs; the incident as it is then."""
-    async with pinning.opened(link, "decide") as both:
+    async with healing.opened_ends(link, "decide") as both:
         if not await session.take_lock(both.target_conn, both.target):
             raise needs_decision(incident)
         try:
             await takeover.settle(link, both)
+            await healing.stand_again(link, both.target_conn, both.target)
             await settle(link, both.target_conn, both.target)
         except LockstepError:
             found = _outcome(link.incidents, incident)

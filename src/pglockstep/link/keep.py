@@ -26,8 +26,9 @@ from pglockstep.errors import (
     IncidentOpen,
     LinkHeld,
     LockstepError,
+    LookAgain,
+    RowsDiffer,
     Side,
-    SourceError,
     TargetBusy,
     TargetError,
     TargetUnreachable,
@@ -36,17 +37,19 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import identities, pinning, retention, session, takeover, unpublished
-from pglockstep.link.decisions import settle, undecided
+from pglockstep.link import healing, identities, pinning, retention, session, takeover, unpublished
+from pglockstep.link.attempts import pause, worth_another_try
+from pglockstep.link.decisions import is_healing, must_wait, settle
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
-from pglockstep.link.patience import pause, worth_another_try
 from pglockstep.link.pinning import BeginAgain
 from pglockstep.link.states import Event
+from pglockstep.link.target_watch import TargetWatch
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
+from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -115,6 +118,7 @@ class Keeper:
         self._first: dict[Side, Opened] = {}
         self._source: AsyncConnection[TupleRow] | None = None
         self._outlet: Outlet | None = None
+        self._watch = TargetWatch(link, ends(link.config)[1], lambda: self._outlet)
         self._journal: Journal | None = None
         self._applied = Lsn(0)
         self._flushed = Lsn(0)
@@ -153,6 +157,7 @@ class Keeper:
                         unpublished.watch(self._link, record, lambda: self._source), name="unpublished"
                     )
                     tasks.create_task(retention.watch_room(self._link, journal), name="room")
+                    tasks.create_task(self._watch.run(), name="watch")
                     await self._report()
             except BaseExceptionGroup as group:
                 raise first_of(group) from group
@@ -171,13 +176,18 @@ class Keeper:
                 return await attempt(careful)
             except Abandoned:
                 log.info("the source sends a large transaction again", extra=self._link.about("apply.again"))
+            except LookAgain as error:
+                log.info("%s", error, extra=self._link.about("watch.compare"))
             except IncidentOpen as error:
                 await self._hold(error)
             except LockstepError as error:
                 if (task := asyncio.current_task()) and task.cancelling():
                     # a group of tasks that fails while it is cancelled forgets that it was
                     raise asyncio.CancelledError from error
-                tries = 1 if position() != before else tries + 1
+                if isinstance(error, RowsDiffer):
+                    self._link.memory.doubts[QualifiedName(*error.table)] = error.message
+                # what is being put right may be harmed again and again
+                tries = 1 if position() != before or is_healing(self._link) else tries + 1
                 # at first start everything is told at once: a service manager tries again, a person corrects
                 if not self._began or not worth_another_try(error, tries):
                     raise
@@ -189,10 +199,13 @@ class Keeper:
 
     async def _hold(self, error: IncidentOpen) -> None:
         """Nothing more is applied until whatever is open has been decided; the source goes on being received."""
+        if not must_wait(self._link.open_incidents()):
+            # what the link may put right by itself, or was decided by the configuration
+            return
         self._link.standing.move(Event.HELD, error.message)
         log.error("%s", error, extra=self._link.about("link.held"))
         looked = time.monotonic()
-        while undecided(self._link.open_incidents()) is not None:
+        while must_wait(self._link.open_incidents()):
             await asyncio.sleep(_LOOK_FOR_DECISION_EVERY)
             if time.monotonic() - looked > _LOOK_AGAIN_EVERY:
                 await pinning.look_again(self._link, self._journal.position if self._journal else None)
@@ -226,11 +239,17 @@ class Keeper:
         """Open both ends, take the lock, make the first copy if there is none, open the journal."""
         link = self._link
         async with AsyncExitStack() as opening:
-            ends = await opening.enter_async_context(pinning.opened(link, "run"))
-            if not await session.take_lock(ends.target_conn, ends.target):
-                raise await self._held_by_other(ends.target_conn, ends.target)
+            try:
+                ends = await opening.enter_async_context(healing.opened_ends(link, "run"))
+                await session.demand_lock(ends.target_conn, ends.target)
+                await takeover.settle(link, ends)
+                await healing.stand_again(link, ends.target_conn, ends.target)
+            except IncidentOpen as error:
+                if link.known() is None or pinning.open_incident(link) is not None:
+                    raise
+                # a target that is gone and held is one that is away: the source goes on being received
+                raise TargetBusy(error.message, hint=error.hint) from error
             self._began = True
-            await takeover.settle(link, ends)
             record, copied = await link.ready(ends, lasting=True)
             await pinning.pin_first(link, ends, anew=bool(copied))
             journal = await opening.enter_async_context(link.journal(ends.source_conn, ends.source, record))
@@ -270,7 +289,7 @@ class Keeper:
         found = self._first.pop(side, None)
         if found is None:
             end = dict(zip(("source", "target"), ends(self._link.config), strict=True))[side]
-            conn = await connect(end, "run")
+            conn = await self._connected(side, end)
             try:
                 with answered(end, conn), translate(end):
                     found = Opened(end, conn, await privileges.facts(conn))
@@ -286,16 +305,17 @@ class Keeper:
             async with found.conn.lock:
                 await found.conn.close()
 
+    async def _connected(self, side: Side, end: End) -> AsyncConnection[TupleRow]:
+        try:
+            return await connect(end, "run")
+        except TargetError as error:
+            if side == "source" or not await healing.made_again(self._link, error):
+                raise
+            return await connect(end, "run")
+
     async def _receive(self, journal: Journal, record: LinkRecord, careful: bool) -> None:
         """Receive into the journal until something fails."""
-        try:
-            await self._receive_from(journal, record)
-        except SourceError as error:
-            pinning.demand_there(self._link, error)
-            raise
-
-    async def _receive_from(self, journal: Journal, record: LinkRecord) -> None:
-        async with self._opened("source") as there:
+        async with pinning.noticing(self._link), self._opened("source") as there:
             extent = await journal.extent()
             known = max(self._applied, extent[1] if extent else self._applied)
             await pinning.demand_known(self._link, there.conn, there.end, record, known)
@@ -318,19 +338,20 @@ class Keeper:
         """Apply what the journal has until something fails."""
         link = self._link
         async with self._opened("target") as there:
-            if not await session.take_lock(there.conn, there.end):
-                raise await self._held_by_other(there.conn, there.end)
+            await session.demand_lock(there.conn, there.end)
+            await settle(link, there.conn, there.end)
             with answered(there.end, there.conn), translate(there.end):
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
-            await settle(link, there.conn, there.end)
             drops = await Drops.of(link, there.conn, there.end, now)
+            self._watch.begin()
             while True:
                 applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
                 async with applying as outlet:
                     await self._apply_by(outlet, drops, there)
-                await drops.settle(there.conn, there.end, outlet.applied)
+                async with link.memory.turn:
+                    await drops.settle(there.conn, there.end, outlet.applied)
 
     async def _apply_by(self, outlet: Outlet, drops: Drops, there: Opened) -> None:
         """Apply until something fails, or tables are seen to be gone from the source."""
@@ -342,6 +363,7 @@ class Keeper:
             await outlet.run()
         finally:
             self._note()
+            self._watch.note_truncated(outlet)
             self._outlet = None
             watching.cancel()
             await asyncio.wait({watching})
@@ -372,12 +394,3 @@ class Keeper:
         self._mind_the_journal(self._journal)
         self._link.standing.note(self._journal, self._outlet)
         self._link.gate.save()
-
-    async def _held_by_other(self, conn: AsyncConnection[TupleRow], target: End) -> LinkHeld:
-        with translate(target):
-            held = await progress.holder(conn)
-        who = f"{held.application} (pid {held.pid} on the target)" if held else "another session"
-        return LinkHeld(
-            f"{who} holds link {self._link.config.name!r}",
-            hint="stop that process first if this one is to take over; pglockstep status shows it",
-        )

@@ -13,10 +13,10 @@ import msgspec
 
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
-from pglockstep.link import decisions, identities, pinning, session, takeover
+from pglockstep.link import decisions, healing, identities, pinning, remembering, session, takeover
+from pglockstep.link.attempts import worth_another_try
 from pglockstep.link.drops import Drops
 from pglockstep.link.link import Link
-from pglockstep.link.patience import worth_another_try
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.verify import LinkCheck, verify
 from pglockstep.observe.incident import needs_decision
@@ -41,13 +41,14 @@ async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
     await pinning.look_again(link)
     decisions.demand_decided(link)
-    async with pinning.opened(link, "once") as ends:
+    async with healing.opened_ends(link, "once") as ends:
         while link.state.daemon_pid(link.key) or not await session.take_lock(
             ends.target_conn, ends.target, patience=0
         ):
             if (lsn := await _holder_passed_barrier(link, ends)) is not None:
                 return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
         await takeover.settle(link, ends)
+        await healing.stand_again(link, ends.target_conn, ends.target)
         record, copied_rows = await link.ready(ends)
         await pinning.pin_first(link, ends, anew=bool(copied_rows))
         await decisions.settle(link, ends.target_conn, ends.target)
@@ -86,6 +87,8 @@ async def once(link: Link) -> OnceResult:
         check = await verify(link.config.name, ends, link.selection, record, advance)
         link.standing.remember(check)
         link.gate.save()
+        with translate(ends.target):
+            await remembering.remember(link, ends.target_conn)
         return OnceResult(check, copied_rows, transactions, changes, lsn)
 
 
@@ -127,7 +130,11 @@ async def _demand_known(link: Link, ends: Ends, record: LinkRecord | None) -> No
 
 
 def _demand_none_open(link: Link) -> None:
-    if found := link.open_incidents():
+    """Raise `IncidentOpen` if there is one; what a daemon is putting right just now is waited for."""
+    found = link.open_incidents()
+    if all(each.state == "healing" for each in found) and link.state.daemon_pid(link.key) is not None:
+        return
+    if found:
         raise needs_decision(decisions.undecided(found) or found[0])
 
 

@@ -148,13 +148,23 @@ async def changed(
     return None
 
 
-async def are_swapped(link: Link, both: Ends) -> bool:
-    """Whether the target is the database that was the source when all was well."""
+async def stranger(link: Link, both: Ends) -> str | None:
+    """In what the source is another than it was when all was well, where the target cannot tell; None if it is the same.
+
+    A target that has lost what is ours there must not be filled from a source that is somebody else.
+    """
     seen = pinned(link)
     if seen is None:
-        return False
+        return None
     with translate(both.target):
-        return (await identity.read(both.target_conn)).pin == seen.source.pin
+        here = await identity.read(both.target_conn)
+    if here.pin == seen.source.pin:
+        return "the source answers where the target was: the ends were swapped"
+    with translate(both.source):
+        found = await identity.read(both.source_conn)
+    known = Known(seen.source.pin, seen.source, None, seen.target)
+    answer = identities.changed("source", known, found, has_slot=True)
+    return None if answer is None or answer.goes_on else answer.message
 
 
 async def reached(link: Link, record: LinkRecord) -> Lsn | None:
@@ -318,10 +328,15 @@ async def opened(link: Link, purpose: str) -> AsyncIterator[Ends]:
         yield both
 
 
-def demand_there(link: Link, error: SourceError) -> None:
-    """Raise `IncidentOpen`, or `BeginAgain` if it is decided, where `error` says that a source's database is gone."""
-    incident = notice_missing(link, error)
-    if incident is not None:
+@asynccontextmanager
+async def noticing(link: Link) -> AsyncIterator[None]:
+    """Where a source's database turns out inside to be gone, raise `IncidentOpen`, or `BeginAgain` if that is decided."""
+    try:
+        yield
+    except SourceError as error:
+        incident = notice_missing(link, error)
+        if incident is None:
+            raise
         raise (BeginAgain() if is_decided(incident) else needs_decision(incident)) from error
 
 

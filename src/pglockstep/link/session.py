@@ -13,8 +13,9 @@ from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
-from pglockstep.errors import IdentityChanged
+from pglockstep.errors import IdentityChanged, LinkHeld
 from pglockstep.findings import demand
+from pglockstep.guard import watch
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, connect, describe, ends, translate
 from pglockstep.postgres.privileges import Facts
@@ -59,6 +60,19 @@ async def take_lock(conn: AsyncConnection, target: End, *, patience: float = _DY
         if asyncio.get_running_loop().time() >= deadline:
             return False
         await asyncio.sleep(0.1)
+
+
+async def demand_lock(conn: AsyncConnection, target: End) -> None:
+    """Take the link's lock, as `take_lock` does; raises `LinkHeld`, which names the holder, if another process has it."""
+    if await take_lock(conn, target):
+        return
+    with translate(target):
+        held = await progress.holder(conn)
+    who = f"{held.application} (pid {held.pid} on the target)" if held else "another session"
+    raise LinkHeld(
+        f"{who} holds link {target.link!r}",
+        hint="stop that process first if this one is to take over; pglockstep status shows it",
+    )
 
 
 def demand_identity(source: End, facts: Facts, record: LinkRecord) -> None:
@@ -127,5 +141,8 @@ async def act_as_replica(conn: AsyncConnection, target: End, facts: Facts, selec
     await demand_quiet(conn, target, facts, selection, replica=allowed)
     with translate(target):
         await conn.execute("SET synchronous_commit = off")
-        if allowed:
-            await conn.execute("SET session_replication_role = replica")
+        if await progress.is_whole(conn):
+            # or what we apply would look like somebody else's writes
+            await watch.be_ours(conn)
+        elif allowed:
+            await watch.act_as_replica(conn)

@@ -14,7 +14,7 @@ from pglockstep.guard import refill
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.refill import Order
 from pglockstep.guard.restore_outcome import told
-from pglockstep.link import adoption, pinning
+from pglockstep.link import adoption, pinning, remembering
 from pglockstep.link.link import Link
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, Outcome, needs_decision
@@ -37,9 +37,9 @@ async def settle(link: Link, both: Ends) -> None:
         record = await progress.read(both.target_conn)
     incident = pinning.open_incident(link)
     if record is None or record.phase == "copying":
-        if incident is None and await pinning.are_swapped(link, both):
-            message = "the source answers where the target was: the ends were swapped"
-            incident = pinning.opened_for(link, "identity", message)
+        stranger = await pinning.stranger(link, both) if incident is None else None
+        if stranger is not None:
+            incident = pinning.opened_for(link, "identity", stranger)
         if incident is not None and pinning.is_decided(incident):
             nothing = TargetLacks(
                 "the target remembers no link any more: there is nothing to fill the source from, or to compare it with",
@@ -86,6 +86,8 @@ async def _carry_out(link: Link, both: Ends, record: LinkRecord, incident: Incid
         _give_up(link, incident, error)
     except LockstepError as error:
         _give_up(link, incident, error)
+    with translate(both.target):
+        await remembering.remember(link, both.target_conn)
     await pinning.pin(link, both, record)
     link.incidents.concluded(incident.id, outcome, what)
     log.info("incident %s: %s", incident.id, what, extra=link.about("guard.restored"))

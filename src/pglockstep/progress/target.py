@@ -23,6 +23,14 @@ from pglockstep.units import Lsn
 #: What this version writes; ``schema.sql`` is format 1, and each ``format_N.sql`` brings the one before it to N.
 FORMAT = 4
 
+#: What our schema has to hold, by the format that brought it.
+_HOLDS = {
+    1: ("format", "link", "progress", "replica_identity", "restored", "copied", "built"),
+    2: ("watch", "foreign_write_number", "foreign_write_done", "foreign_write", "deleted", "restoring"),
+    3: ("detached", "source_table"),
+    4: ("generation",),
+}
+
 #: The two halves of the advisory lock: "pgls" in ASCII, and the one link that a target can have.
 _LOCK = (0x70676C73, 1)
 
@@ -101,6 +109,24 @@ async def read(conn: AsyncConnection) -> LinkRecord | None:
             "FROM pglockstep.link AS l LEFT JOIN pglockstep.progress AS p ON p.link = l.id"
         )
         return await rows.fetchone()
+
+
+async def is_whole(conn: AsyncConnection) -> bool:
+    """Whether our schema is there, with everything that its format has, and with a link's progress."""
+    cursor = await conn.execute(
+        "SELECT c.relname FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = 'pglockstep' AND c.relkind IN ('r', 'S')"
+    )
+    there = {name async for (name,) in cursor}
+    if not there.issuperset(_HOLDS[1]):
+        return False
+    cursor = await conn.execute(
+        "SELECT version, EXISTS (SELECT FROM pglockstep.progress) FROM pglockstep.format"
+    )
+    row = await cursor.fetchone()
+    if row is None or not row[1]:
+        return False
+    return all(there.issuperset(names) for version, names in _HOLDS.items() if version <= row[0])
 
 
 async def create(conn: AsyncConnection, name: str, source_identity: str) -> LinkRecord:

@@ -80,7 +80,20 @@ SELECT
     o.part,
     o.definition
 FROM object AS o
-CROSS JOIN LATERAL pg_catalog.pg_identify_object(o.class_oid, o.oid, 0) AS i
+-- An object that was made in a schema while that was dropped is left without one: the server would fall over its name.
+CROSS JOIN LATERAL pg_catalog.pg_identify_object(
+    o.class_oid,
+    CASE
+        WHEN o.oid < 16384 AND o.class_oid <> 'pg_catalog.pg_namespace'::regclass THEN NULL
+        WHEN EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS d
+            WHERE d.classid = o.class_oid AND d.objid = o.oid AND d.refclassid = 'pg_catalog.pg_namespace'::regclass
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_namespace AS n WHERE n.oid = d.refobjid)
+        ) THEN NULL
+        ELSE o.oid
+    END,
+    0
+) AS i
 LEFT JOIN pg_catalog.pg_class AS c ON c.oid = o.relation
 LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_class AS other_c ON other_c.oid = o.other

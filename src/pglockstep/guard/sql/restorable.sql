@@ -8,7 +8,19 @@ FROM (
     FROM pg_catalog.pg_namespace AS n
     WHERE n.oid >= 16384 OR n.nspname = 'public'
 ) AS o
-CROSS JOIN LATERAL pg_catalog.pg_identify_object(o.classid, o.objid, 0) AS i
+-- An object that was made in a schema while that was dropped is left without one: the server would fall over its name.
+CROSS JOIN LATERAL pg_catalog.pg_identify_object(
+    o.classid,
+    CASE
+        WHEN EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS d
+            WHERE d.classid = o.classid AND d.objid = o.objid AND d.refclassid = 'pg_catalog.pg_namespace'::regclass
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_namespace AS n WHERE n.oid = d.refobjid)
+        ) THEN NULL
+        ELSE o.objid
+    END,
+    0
+) AS i
 LEFT JOIN pg_catalog.pg_trigger AS t ON o.classid = 'pg_catalog.pg_trigger'::regclass AND t.oid = o.objid
 LEFT JOIN pg_catalog.pg_event_trigger AS e ON o.classid = 'pg_catalog.pg_event_trigger'::regclass AND e.oid = o.objid
 LEFT JOIN pg_catalog.pg_proc AS f ON f.oid = coalesce(t.tgfoid, e.evtfoid)

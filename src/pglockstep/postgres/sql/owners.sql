@@ -39,7 +39,20 @@ SELECT
     i.identity AS identity,
     r.rolname AS owner
 FROM owned AS o
-CROSS JOIN LATERAL pg_catalog.pg_identify_object(o.classid, o.objid, 0) AS i
+-- An object that was made in a schema while that was dropped is left without one: the server would fall over its name.
+CROSS JOIN LATERAL pg_catalog.pg_identify_object(
+    o.classid,
+    CASE
+        WHEN o.objid < 16384 THEN NULL
+        WHEN EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS d
+            WHERE d.classid = o.classid AND d.objid = o.objid AND d.refclassid = 'pg_catalog.pg_namespace'::regclass
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_namespace AS n WHERE n.oid = d.refobjid)
+        ) THEN NULL
+        ELSE o.objid
+    END,
+    0
+) AS i
 JOIN pg_catalog.pg_roles AS r ON r.oid = o.owner
 WHERE o.objid >= 16384
     AND coalesce(i.schema, '') <> 'pglockstep'

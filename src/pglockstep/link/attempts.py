@@ -1,8 +1,8 @@
-"""When a link that failed goes on by itself, and how soon. Pure."""
+"""Whether what failed is tried again, and when. Pure."""
 
 from __future__ import annotations
 
-from pglockstep.errors import ApplyRefused, LinkHeld, LockstepError, SourceError, TargetError
+from pglockstep.errors import ApplyRefused, LinkHeld, LockstepError, RowsDiffer, SourceError, TargetError
 
 #: How often a refused change is repeated before a person is needed, and the pauses between attempts, in seconds.
 _CAREFUL_ATTEMPTS = 3
@@ -16,7 +16,7 @@ def worth_another_try(error: LockstepError, tries: int) -> bool:
         # held: by our own session that its server has not missed yet, or by a `once` that took its turn
         return True
     # a refused change may have been refused for what passes: it is repeated with care, a few times
-    return type(error) in (ApplyRefused, SourceError, TargetError) and tries <= _CAREFUL_ATTEMPTS
+    return type(error) in (ApplyRefused, RowsDiffer, SourceError, TargetError) and tries <= _CAREFUL_ATTEMPTS
 
 
 def pause(tries: int, chance: float) -> float:

@@ -1,0 +1,142 @@
+"""Whether a heal may be committed: nothing that stood on the target may be gone afterwards that its rules would not let go.
+
+A heal makes the target what the source is. If the source was wiped as well, that would be the wipe, by a side door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.errors import LockstepError, TooMuchLost
+from pglockstep.findings import counted, listed
+from pglockstep.guard import questions
+from pglockstep.guard.allowances import covers
+from pglockstep.guard.counts import DAY
+from pglockstep.guard.mend import Mended
+from pglockstep.guard.policy import Rules
+from pglockstep.link.link import Link
+from pglockstep.postgres.names import QualifiedName
+
+
+class Intact(TooMuchLost):
+    """Tables that the target still holds as they stood would lose rows: it is the source that lost them."""
+
+    def __init__(self, tables: Mapping[QualifiedName, str]) -> None:
+        super().__init__("; ".join(tables.values()))
+        self.tables = frozenset(tables)
+
+
+class Differs(LockstepError):
+    """Something would be changed where nothing may be without a decision."""
+
+
+class Balance:
+    """What a heal over `conn` did to each table, judged before its commit.
+
+    `named`: tables of which it is known that they were harmed, or that somebody has decided to restore. `time`: the source's
+    clock, in microseconds since 2000. `compares`: nothing is to be changed.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        conn: AsyncConnection[TupleRow],
+        named: Collection[QualifiedName],
+        time: int,
+        *,
+        exempt: Collection[QualifiedName] = (),
+        compares: bool = False,
+    ) -> None:
+        self._link = link
+        self._conn = conn
+        self._named = named
+        self._time = time
+        self._exempt = exempt
+        self._compares = compares
+        #: how many rows each table held before it was harmed, as far as that is known, and how many it holds now
+        self.stood: dict[QualifiedName, int] = {}
+        self.rows: dict[QualifiedName, int] = {}
+        self._used: dict[str, int] = {}
+
+    async def judge(self, mended: Mapping[QualifiedName, Mended]) -> None:
+        """Raise `TooMuchLost`, which undoes the heal, if it takes more than it may; `Differs` if it was only to compare."""
+        harmed: dict[QualifiedName, str] = {}
+        intact: dict[QualifiedName, str] = {}
+        for name, done in mended.items():
+            now = await questions.count(self._conn, name)
+            before = now - done.put_back + done.removed
+            stood = self._link.gate.stood(name)
+            self.rows[name] = now
+            self.stood[name] = stood = before if stood is None else stood
+            if name in self._exempt:
+                continue
+            if self._is_too_much(name, stood, now, whole=before >= stood):
+                sentence = f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
+                which = intact if before >= stood and name not in self._named else harmed
+                which[name] = sentence
+        if harmed:
+            raise lost_on_both(harmed)
+        if intact:
+            raise Intact(intact)
+        if self._compares and any(done.put_back or done.removed for done in mended.values()):
+            raise Differs
+
+    def commit(self) -> None:
+        """The heal was committed: what was allowed is used."""
+        for allowance, rows in self._used.items():
+            self._link.incidents.use(allowance, rows)
+
+    def _is_too_much(self, name: QualifiedName, stood: int, now: int, *, whole: bool) -> bool:
+        rules, lost = Rules.of(self._link.config.guard, name), stood - now
+        filled_since = self._link.gate.judge.counts.account(name).filled_since
+        stood_for_a_day = filled_since is not None and self._time - filled_since >= DAY
+        if not is_too_much(rules, stood, now, whole=whole and not stood_for_a_day):
+            return False
+        return not self._may(name, lost)
+
+    def _may(self, name: QualifiedName, lost: int) -> bool:
+        """Whether somebody has said that so many rows of the table may go."""
+        at = (name.schema, name.name)
+        for incident in self._link.open_incidents():
+            if incident.decision is not None and incident.decision.verb == "approve":
+                rows = sum(each.rows_lost for each in incident.tables if (each.schema, each.table) == at)
+                if rows >= lost:
+                    return True
+        for each in self._link.incidents.allowances(self._link.key, datetime.now(UTC)):
+            if (
+                (each.schema, each.table) == at
+                and covers(each.kind, "delete")
+                and each.rows - each.used >= lost
+            ):
+                self._used[each.id] = lost
+                return True
+        return False
+
+
+def is_too_much(rules: Rules, stood: int, now: int, *, whole: bool) -> bool:
+    """Whether a table of `stood` rows may not hold so few `now`; `whole`: the target has all of them still. Pure.
+
+    What neither end has any more has nowhere to come back from: then not even a small table is emptied.
+    """
+    lost = stood - now
+    if lost <= 0:
+        return False
+    return (
+        lost > rules.may_lose(stood)
+        or now < min(rules.floor, stood)
+        or (rules.judge and not now and not whole)
+    )
+
+
+def lost_on_both(tables: Mapping[QualifiedName, str]) -> TooMuchLost:
+    """That the source does not have any more what the target lost. Pure."""
+    first = next(iter(tables))
+    return TooMuchLost(
+        f"{'; '.join(list(tables.values())[:5])}: the source does not have them either",
+        hint=f"were {listed(tables)} wiped on the source as well? put the rows back there, or if they were meant to go: "
+        f"pglockstep guard allow --table '{first}' --rows N --for 10m; then decide again",
+    )
