@@ -181,9 +181,10 @@ def tables_with_rows(conn: Connection) -> dict[str, int]:
 
 
 def back_to_format_1(target: Connection) -> None:
-    """Take away from a target what format 2 of our schema brought."""
+    """Take away from a target what later formats of our schema brought."""
     target.execute(
-        "DROP TABLE pglockstep.watch, pglockstep.foreign_write, pglockstep.deleted, pglockstep.restoring; "
+        "DROP TABLE pglockstep.watch, pglockstep.foreign_write, pglockstep.deleted, pglockstep.restoring, "
+        "pglockstep.detached, pglockstep.source_table; "
         "DROP SEQUENCE pglockstep.foreign_write_number, pglockstep.foreign_write_done; "
         "UPDATE pglockstep.format SET version = 1"
     )

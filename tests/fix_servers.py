@@ -292,7 +292,7 @@ def pair(
 class Cli:
     """The real command, in a process and a directory of its own, with a state of its own.
 
-    `unguarded`: a link that is given by its two ends is one in which rows may come and go as they like.
+    `unguarded`: a link that is given by its two ends is one in which rows may come and go as they like, on both ends.
     """
 
     directory: Path
@@ -351,7 +351,8 @@ class Cli:
     def _link_without_rules(self, ends: Mapping[str, str]) -> Path:
         text = "".join(f"{side} = {json.dumps(end)}\n" for side, end in ends.items())
         path = self.directory / f"unguarded-{zlib.crc32(text.encode()):08x}.toml"
-        path.write_text(f"[links.default]\n{text}[links.default.guard.tables.'*.*']\njudge = false\n")
+        rules = "[links.default.guard]\nprotect_target = 'off'\n[links.default.guard.tables.'*.*']\njudge = false\n"
+        path.write_text(f"[links.default]\n{text}{rules}")
         return path
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:

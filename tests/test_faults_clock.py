@@ -24,6 +24,7 @@ LOOKS_AT_THE_CLOCK = {
     "journal/journal.py": "how old a segment is that nobody needs any more",
     "journal/segments.py": "when a segment was begun",
     "link/gate.py": "when an incident was opened, and until when an announced purge may pass",
+    "link/healing.py": "when an incident was opened",
     "link/intake.py": "a field of the protocol that the server puts into pg_stat_replication",
     "link/overview.py": "how long ago something was",
     "link/standing.py": "how long the target has been behind",

@@ -15,6 +15,7 @@ from fix_servers import Cli, Pair, connect, majors
 from fix_workload import SCHEMA
 from pglockstep.guard import reading, watch
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.progress.target import FORMAT
 
 pytestmark = pytest.mark.unguarded
 
@@ -291,7 +292,7 @@ def test_a_target_of_the_first_format_is_upgraded(guarded: Guarded, pair: Pair) 
         link = conn.execute("SELECT id FROM pglockstep.link").fetchone()
         assert guarded.on_target(lambda ours: watch.install(ours, guarded.tables)).complete
         conn.execute("""UPDATE "User" SET name = 'x' WHERE id = 1""")
-        assert conn.execute("SELECT version FROM pglockstep.format").fetchone() == (2,)
+        assert conn.execute("SELECT version FROM pglockstep.format").fetchone() == (FORMAT,)
         assert conn.execute("SELECT id FROM pglockstep.link").fetchone() == link
     assert len(noted(guarded)) == 1
 

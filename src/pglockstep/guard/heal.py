@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
@@ -68,13 +68,13 @@ class Wish(msgspec.Struct, frozen=True):
 
     Beside them every table that is missing or lacks a column, and what foreign keys tie to these. `mode`: how the tables
     are to be watched from the heal's own commit on; None for not at all. `judge` is told before the commit what was done to
-    each table; what it raises undoes all of it.
+    each table, and may look at it over the same session; what it raises undoes all of it.
     """
 
     left_out: frozenset[QualifiedName] = frozenset()
     suspects: frozenset[QualifiedName] | None = None
     mode: watch.Mode | None = "watch"
-    judge: Callable[[Mapping[QualifiedName, Mended]], None] | None = None
+    judge: Callable[[Mapping[QualifiedName, Mended]], Awaitable[None]] | None = None
 
 
 class Healed(msgspec.Struct, frozen=True):
@@ -158,7 +158,8 @@ class Healing:
                 await self._follow_up(tables)
                 await self._note(mended, lsns, anew=anew)
             if self._wish.judge is not None:
-                self._wish.judge(mended)
+                with translate(ends.target):
+                    await self._wish.judge(mended)
         return Healed(lacks.names, mended, self._seconds)
 
     @contextmanager

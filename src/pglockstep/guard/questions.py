@@ -19,6 +19,8 @@ from pglockstep.postgres.names import QualifiedName
 from pglockstep.wal.messages import Row, Unchanged, Value
 
 _ASKED = "pglockstep_asked"
+#: So many tables are counted in one statement.
+_AT_ONCE = 100
 
 
 async def count(conn: AsyncConnection[TupleRow], table: QualifiedName) -> int:
@@ -27,6 +29,32 @@ async def count(conn: AsyncConnection[TupleRow], table: QualifiedName) -> int:
     if await there.fetchone() != (True,):
         return 0
     return await _number(conn, composed("SELECT count(*) FROM ONLY {}", table.sql()))
+
+
+async def count_small(
+    conn: AsyncConnection[TupleRow], tables: Sequence[QualifiedName], most: int
+) -> dict[QualifiedName, int]:
+    """How many rows each of these tables holds, but for those that seem to hold more than `most`. Raises psycopg's errors."""
+    cursor = await conn.execute(
+        "SELECT n.nspname, c.relname FROM unnest($1::text[], $2::text[]) AS w (schema_name, table_name) "
+        "JOIN pg_catalog.pg_namespace AS n ON n.nspname = w.schema_name "
+        "JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = w.table_name "
+        "WHERE c.relkind = 'r' AND greatest(c.reltuples, pg_catalog.pg_stat_get_live_tuples(c.oid)) <= $3 "
+        "AND c.relpages <= $3",
+        [[each.schema for each in tables], [each.name for each in tables], most],
+    )
+    small = [QualifiedName(schema, name) async for schema, name in cursor]
+    found: dict[QualifiedName, int] = {}
+    for start in range(0, len(small), _AT_ONCE):
+        some = small[start : start + _AT_ONCE]
+        counts = joined(" UNION ALL ", [_numbered_count(index, each) for index, each in enumerate(some)])
+        async for index, rows in await conn.execute(counts):
+            found[some[index]] = rows
+    return found
+
+
+def _numbered_count(index: int, table: QualifiedName) -> sql.Composable:
+    return composed("SELECT {}::int, count(*) FROM ONLY {}", sql.Literal(index), table.sql())
 
 
 async def answer(

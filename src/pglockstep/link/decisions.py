@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.errors import DecisionRefused, EndError, LockstepError, NotInJournal, TooMuchLost
 from pglockstep.findings import counted
-from pglockstep.guard import heal as healing
-from pglockstep.guard import questions, restore_journal, source_tables
-from pglockstep.guard.mend import Mended
-from pglockstep.guard.policy import Rules
+from pglockstep.guard import restore_journal, source_tables, watch
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import Outcome
-from pglockstep.link import session, survey
+from pglockstep.link import healing, session, survey
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
-from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying, detached, restoring
@@ -94,6 +90,8 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
     takes it back.
     """
     demand_decided(link)
+    await healing.settle(link, conn, target)
+    demand_decided(link)
     for incident in link.open_incidents():
         with translate(target):
             record = demand_progress(await progress.read(conn))
@@ -105,7 +103,9 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
             link.gate.let_through(incident, record.progress)
             continue
         try:
-            if incident.decision.verb == "restore":
+            if incident.side == "target":
+                await _reject(link, conn, target, incident)
+            elif incident.decision.verb == "restore":
                 await _restore(link, conn, target, record, incident)
             else:
                 await _reject(link, conn, target, incident)
@@ -128,7 +128,10 @@ async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, inci
     tables = _tables(incident)
     with translate(target):
         await detached.detach(conn, tables, incident.id)
-        if incident.kind == "drop":
+        if incident.side == "target":
+            # it may stay as others made it
+            await watch.dealt_with(conn, await watch.pending(conn))
+        elif incident.kind == "drop":
             await followed.forget(conn, tables)
     link.gate.forget(tables)
     names = ", ".join(map(str, tables))
@@ -154,7 +157,7 @@ async def _restore(
         if incident.kind == "drop":
             await _follow(conn, target, source, tables)
         try:
-            await level(link, conn, target, tables)
+            await healing.heal(link, conn, target, frozenset(tables))
             break
         except TooMuchLost:
             # a wipe that is still going on: what it has taken meanwhile belongs to it
@@ -165,53 +168,6 @@ async def _restore(
             await asyncio.sleep(attempt)
     link.incidents.concluded(incident.id, "restored", _told(outcome))
     log.info("incident %s: %s", incident.id, _told(outcome), extra=link.about("guard.restored"))
-
-
-async def level(
-    link: Link, conn: AsyncConnection[TupleRow], target: End, tables: Sequence[QualifiedName]
-) -> healing.Healed:
-    """Make these tables on the target what they are on the source, exactly; the stream then skips what they hold.
-
-    Raises `TooMuchLost`, with nothing changed, where that would take more rows from the target than the rules allow.
-    """
-    source = ends(link.config)[0]
-    with translate(target):
-        remembered = await healing.remember(conn)
-        apart = await detached.read(conn)
-        stood = {name: await questions.count(conn, name) for name in tables}
-    left_out = await not_followed(link, source) | (apart.keys() - set(tables))
-
-    def judge(mended: Mapping[QualifiedName, Mended]) -> None:
-        for name, rows in stood.items():
-            demand_harmless(Rules.of(link.config.guard, name), name, rows, mended.get(name, Mended()))
-
-    wish = healing.Wish(frozenset(left_out), frozenset(tables), None, judge)
-    healed = await healing.heal(source, target, conn, remembered, wish)
-    with translate(target):
-        await detached.attach(conn, tables)
-    link.gate.forget(tables)
-    return healed
-
-
-def demand_harmless(rules: Rules, name: QualifiedName, stood: int, mended: Mended) -> None:
-    """Raise `TooMuchLost` if a table of so many rows would shrink by more than its rules allow. Pure."""
-    net = mended.removed - mended.put_back
-    if net > rules.may_lose(stood) or (net > 0 and stood - net < min(rules.floor, stood)):
-        raise TooMuchLost(
-            f"table {name} would lose {net} of its {counted(stood, 'row')} on the target: the source does not have them",
-            hint=f"look at {name} on the source: is something still deleting there? then decide again",
-        )
-
-
-async def not_followed(link: Link, source: End) -> set[QualifiedName]:
-    """The source's tables that this link leaves out."""
-    conn = await connect(source, "heal")
-    try:
-        with translate(source):
-            found = await catalog.tables(conn)
-        return {each.name for each in found if not link.selection.carries(*each.name)}
-    finally:
-        await conn.close()
 
 
 async def _follow(

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
 
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.apply.applier import UPTO
 from pglockstep.apply.runs import Batch
 from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import ConfigError
-from pglockstep.guard import images, questions
+from pglockstep.guard import questions
 from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
 from pglockstep.guard.counts import TableCount
 from pglockstep.guard.judge import Gone, Judge
@@ -34,7 +33,6 @@ from pglockstep.observe.incident import Decision, Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.state import StateDirectory, TableRows
 from pglockstep.postgres import catalog
-from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
@@ -43,8 +41,8 @@ from pglockstep.wal.messages import Begin, Commit
 
 log = logging.getLogger(__name__)
 
-#: So many images are forgotten at once.
-_PRUNED = 10_000
+#: Tables of so many rows are counted at once when their number is not known.
+_SMALL = 1_000_000
 
 
 class StreamGate:
@@ -89,6 +87,14 @@ class StreamGate:
                 counts.recall(each, progress)
         counts.position = max(counts.position, progress)
 
+    async def count_unknown(
+        self, conn: AsyncConnection[TupleRow], tables: Collection[QualifiedName], progress: Lsn, time: int
+    ) -> None:
+        """Count those of the `tables` whose rows are not known, while nobody applies; large ones are counted when it matters."""
+        unknown = sorted(name for name in tables if self.rows(name) is None)
+        for name, rows in (await questions.count_small(conn, unknown, _SMALL)).items():
+            self.judge.counts.seed(name, rows, max(progress, self._copied.get(name, Lsn(0))), time)
+
     def seed(self, rows: Mapping[QualifiedName, int], lsns: Mapping[QualifiedName, Lsn], time: int) -> None:
         """The tables hold so many rows, each as of its LSN; seen at a time of the source's clock."""
         self._began = True
@@ -103,6 +109,13 @@ class StreamGate:
     def rows(self, name: QualifiedName) -> int | None:
         """How many rows a table holds on the target; None while that is not known."""
         return self.judge.counts.rows(name)
+
+    def stood(self, name: QualifiedName) -> int | None:
+        """How many rows a table held when that was known last; None if it never was."""
+        rows = self.rows(name)
+        if rows is None:
+            rows = next((each.rows for each in self._remembered() if each.name == name), None)
+        return rows
 
     def _remembered(self) -> list[TableCount]:
         known = self._state.load_rows(self._key)
@@ -128,7 +141,7 @@ class StreamGate:
         position = Lsn(counts.position)
         rows = {
             each.name: TableRows(
-                each.rows, each.filled_since, each.lost, each.lsn if each.lsn != position else None
+                each.rows, each.filled_since, each.lost, int(each.lsn) if each.lsn != position else None
             )
             for each in counts.remember()
         }
@@ -178,24 +191,6 @@ class StreamGate:
             return True
         self._transaction, self._answer, self._again = transaction, answer, again
         return False
-
-    # --- last images --------------------------------------------------------------------------------------
-
-    def keeping(self, delete: sql.Composable, table: Table, alias: str) -> sql.Composable:
-        """`delete` as a statement that keeps the images of what it deletes, where that is wanted for the table."""
-        if not Rules.of(self._config.guard, table.name).keep_deleted:
-            return delete
-        return images.keeping(delete, table, UPTO, alias)
-
-    async def prune(self, conn: AsyncConnection[TupleRow]) -> None:
-        """Forget images that are older than any table's are to become. Raises psycopg's errors."""
-        guard = self._config.guard
-        own = (each.keep_deleted for each in guard.tables.values())
-        keep = max([guard.keep_deleted, *(each for each in own if each is not None)])
-        while True:
-            cursor = await conn.execute(images.pruning(keep, _PRUNED))
-            if cursor.rowcount < _PRUNED:
-                return
 
     # --- settling what is held back -----------------------------------------------------------------------
 

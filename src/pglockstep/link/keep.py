@@ -36,13 +36,14 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import identities, retention, session, unpublished
+from pglockstep.link import healing, identities, retention, session, target_watch, unpublished
 from pglockstep.link.decisions import settle, undecided
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.states import Event
+from pglockstep.link.target_watch import TargetWatch
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
 from pglockstep.postgres.privileges import Facts
@@ -184,6 +185,9 @@ class Keeper:
 
     async def _hold(self, error: IncidentOpen) -> None:
         """Nothing more is applied until whatever is open has been decided; the source goes on being received."""
+        if undecided(self._link.open_incidents()) is None:
+            # what the link may put right by itself, or was decided by the configuration
+            return
         self._link.standing.move(Event.HELD, error.message)
         log.error("%s", error, extra=self._link.about("link.held"))
         while True:
@@ -219,10 +223,11 @@ class Keeper:
         """Open both ends, take the lock, make the first copy if there is none, open the journal."""
         link = self._link
         async with AsyncExitStack() as opening:
-            ends = await opening.enter_async_context(session.opened(link.config, "run"))
+            ends = await opening.enter_async_context(healing.opened_ends(link, "run"))
             if not await session.take_lock(ends.target_conn, ends.target):
                 raise await self._held_by_other(ends.target_conn, ends.target)
             self._began = True
+            await healing.stand_again(link, ends.target_conn, ends.target)
             record, _ = await link.ready(ends, lasting=True)
             journal = await opening.enter_async_context(link.journal(ends.source_conn, ends.source, record))
             assert record.progress is not None
@@ -261,7 +266,7 @@ class Keeper:
         found = self._first.pop(side, None)
         if found is None:
             end = dict(zip(("source", "target"), ends(self._link.config), strict=True))[side]
-            conn = await connect(end, "run")
+            conn = await self._connected(side, end)
             try:
                 with answered(end, conn), translate(end):
                     found = Opened(end, conn, await privileges.facts(conn))
@@ -276,6 +281,14 @@ class Keeper:
                 hang_up(found.conn)
             async with found.conn.lock:
                 await found.conn.close()
+
+    async def _connected(self, side: Side, end: End) -> AsyncConnection[TupleRow]:
+        try:
+            return await connect(end, "run")
+        except TargetError as error:
+            if side == "source" or not await healing.made_again(self._link, error):
+                raise
+            return await connect(end, "run")
 
     async def _receive(self, journal: Journal, record: LinkRecord, careful: bool) -> None:
         """Receive into the journal until something fails."""
@@ -302,31 +315,38 @@ class Keeper:
         async with self._opened("target") as there:
             if not await session.take_lock(there.conn, there.end):
                 raise await self._held_by_other(there.conn, there.end)
+            with answered(there.end, there.conn):
+                await healing.notice_loss(link, there.conn, there.end)
+                await target_watch.look_once(link, there.conn, there.end)
+            await settle(link, there.conn, there.end)
             with answered(there.end, there.conn), translate(there.end):
                 now = demand_progress(await progress.read(there.conn))
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
-            await settle(link, there.conn, there.end)
             drops = await Drops.of(link, there.conn, there.end, record.id)
             while True:
+                watch = await TargetWatch.begin(link, there.conn, there.end)
                 applying = link.outlet(there.conn, there.end, there.facts, journal, careful=careful)
                 async with applying as outlet:
-                    await self._apply_by(outlet, drops, there)
+                    await self._apply_by(outlet, drops, watch, there)
                 await drops.settle(there.conn, there.end, outlet.applied)
 
-    async def _apply_by(self, outlet: Outlet, drops: Drops, there: Opened) -> None:
+    async def _apply_by(self, outlet: Outlet, drops: Drops, watch: TargetWatch | None, there: Opened) -> None:
         """Apply until something fails, or tables are seen to be gone from the source."""
         self._outlet = outlet
         self._is_up("target")
         log.info("streaming from %s", outlet.applied, extra=self._link.about("stream.start"))
-        watching = asyncio.create_task(self._watch_drops(outlet, drops, there), name="drops")
+        watching = {asyncio.create_task(self._watch_drops(outlet, drops, there), name="drops")}
+        if watch is not None:
+            watching.add(asyncio.create_task(watch.run(outlet), name="watch"))
         try:
             await outlet.run()
         finally:
             self._note()
             self._outlet = None
-            watching.cancel()
-            await asyncio.wait({watching})
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
 
     async def _watch_drops(self, outlet: Outlet, drops: Drops, there: Opened) -> None:
         try:

@@ -13,7 +13,7 @@ import msgspec
 
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
-from pglockstep.link import decisions, identities, session
+from pglockstep.link import decisions, healing, identities, session, target_watch
 from pglockstep.link.drops import Drops
 from pglockstep.link.keep import worth_another_try
 from pglockstep.link.link import Link
@@ -38,14 +38,16 @@ class OnceResult(msgspec.Struct, frozen=True):
 
 async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
-    async with session.opened(link.config, "once") as ends:
-        decisions.demand_decided(link)
+    decisions.demand_decided(link)
+    async with healing.opened_ends(link, "once") as ends:
         while link.state.daemon_pid(link.key) or not await session.take_lock(
             ends.target_conn, ends.target, patience=0
         ):
             if (lsn := await _holder_passed_barrier(link, ends)) is not None:
                 return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
+        await healing.stand_again(link, ends.target_conn, ends.target)
         record, copied_rows = await link.ready(ends)
+        await target_watch.look_once(link, ends.target_conn, ends.target)
         await decisions.settle(link, ends.target_conn, ends.target)
         await identities.settle(link)
         transactions = changes = 0
@@ -82,6 +84,7 @@ async def once(link: Link) -> OnceResult:
         check = await verify(link.config.name, ends, link.selection, record, advance)
         link.standing.remember(check)
         link.gate.save()
+        await healing.remember(link, ends.target_conn, ends.target)
         return OnceResult(check, copied_rows, transactions, changes, lsn)
 
 

@@ -30,6 +30,7 @@ from pglockstep.link import session
 from pglockstep.link.carrier import LOCK_PATIENCE, Carrier
 from pglockstep.link.gate import StreamGate
 from pglockstep.link.intake import Intake
+from pglockstep.link.last_images import LastImages
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.standing import Standing
@@ -37,7 +38,7 @@ from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident
 from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.state import StateDirectory
-from pglockstep.postgres import privileges
+from pglockstep.postgres import catalog, privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, fingerprint, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
@@ -46,6 +47,7 @@ from pglockstep.progress import copying, detached, slots
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import LAST_LSN, Lsn, human_bytes
+from pglockstep.wal.frames import POSTGRES_EPOCH
 from pglockstep.wal.messages import Relation
 from pglockstep.wal.pgoutput import decode
 
@@ -68,6 +70,7 @@ class Link:
         self.carrier = Carrier(source, target)
         self.gate = StreamGate(config, self.key, state, target)
         self.incidents = Incidents(state)
+        self._images = LastImages(config.guard)
 
     async def ready(self, ends: Ends, *, lasting: bool = False) -> tuple[LinkRecord, int]:
         """The link's record, with its first copy made; and how many rows that copied just now.
@@ -237,6 +240,10 @@ class Link:
             known = dict(copied or await copying.ahead(conn, record.progress))
             known |= dict.fromkeys(await detached.read(conn), LAST_LSN)
         self.gate.begin(record.progress, known)
+        with answered(target, conn), translate(target):
+            here = [each.name for each in await catalog.tables(conn) if self.selection.carries(*each.name)]
+            await self.gate.count_unknown(conn, here, record.progress, _time_of(record))
+        self.gate.save()
         watch = await connect(target, "watch", lock_timeout=LOCK_PATIENCE)
         try:
             reader = await journal.reader(record.progress)
@@ -252,7 +259,7 @@ class Link:
                     catalog_conn=watch,
                     copied=known,
                     gate=self.gate,
-                    keeping=self.gate.keeping,
+                    keeping=self._images.keeping,
                 )
                 with answered(target, conn, watch):
                     await applier.start()
@@ -260,7 +267,7 @@ class Link:
                     if isinstance(description, Relation):
                         applier.builder.announce(description)
                 async with self.carrier.lent(watch):
-                    yield Outlet(target, journal, reader, applier, conn, watch, self.gate)
+                    yield Outlet(target, journal, reader, applier, conn, watch, self.gate, self._images.prune)
             finally:
                 reader.close()
         finally:
@@ -276,6 +283,12 @@ class Link:
     def about(self, action: str) -> dict[str, str]:
         """What a log record of this link carries."""
         return {"action": action, "link": self.config.name}
+
+
+def _time_of(record: LinkRecord) -> int:
+    """When the last transaction that is there was committed, or it was copied: in microseconds since 2000-01-01 UTC."""
+    time = record.commit_time or record.copied_at or record.created_at
+    return round((time.timestamp() - POSTGRES_EPOCH) * 1_000_000)
 
 
 def demand_progress(record: LinkRecord | None) -> LinkRecord:

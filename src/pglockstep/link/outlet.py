@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -46,7 +46,8 @@ BEHIND_AFTER = 3.0
 class Outlet:
     """Applies what `reader` reads from `journal` by `applier` over `conn`; `watch` is a second session of the target's.
 
-    What the applier's gate holds back is settled by `gate`, once everything before it is there.
+    What the applier's gate holds back is settled by `gate`, once everything before it is there. `prune` is called now and
+    then with the second session, to forget what was kept of deleted rows for long enough.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Outlet:
         conn: AsyncConnection[TupleRow],
         watch: AsyncConnection[TupleRow],
         gate: StreamGate | None = None,
+        prune: Callable[[AsyncConnection[TupleRow]], Awaitable[None]] | None = None,
     ) -> None:
         self._target = target
         self._journal = journal
@@ -66,6 +68,7 @@ class Outlet:
         self._conn = conn
         self.watch = watch
         self._gate = gate
+        self._prune_by = prune
         self._stopped: LockstepError | None = None
         self._until: Lsn | None = None
         self._arrived = asyncio.Event()
@@ -238,10 +241,10 @@ class Outlet:
 
     async def _prune(self) -> None:
         """Forget now and then what was kept of deleted rows for long enough."""
-        if self._gate is not None and time.monotonic() - self._pruned_at >= _PRUNE_EVERY:
+        if self._prune_by is not None and time.monotonic() - self._pruned_at >= _PRUNE_EVERY:
             self._pruned_at = time.monotonic()
             with answered(self._target, self.watch), translate(self._target):
-                await self._gate.prune(self.watch)
+                await self._prune_by(self.watch)
 
     async def learn_flushed(self) -> None:
         """Ask the target how far its WAL is on its disk, and with it our commits."""

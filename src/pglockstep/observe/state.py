@@ -39,6 +39,8 @@ _LASTING: tuple[Format, ...] = (
         "CREATE INDEX incident_open ON incident (id) WHERE open",
         "CREATE TABLE allowance (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, body BLOB NOT NULL)",
     ),
+    # what has to be known of a target that may lose anything
+    ("CREATE TABLE target (key TEXT PRIMARY KEY, body BLOB NOT NULL)",),
 )
 
 
@@ -135,6 +137,20 @@ class StateDirectory:
                 return Lsn.parse(row[0]), {QualifiedName(schema, name): rows for schema, name, rows in listed}
         return None
 
+    def remember_target(self, key: str, body: bytes) -> None:
+        """Remember what a link's target is, so that it is on the disk when the call returns. Raises `ConfigError`."""
+        with self.lasting.telling(), self.lasting.writing() as conn:
+            conn.execute(
+                "INSERT INTO target (key, body) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET body = excluded.body",
+                [key, body],
+            )
+
+    def remembered_target(self, key: str) -> bytes | None:
+        """What was remembered of a link's target; None if nothing was. Raises `ConfigError`."""
+        with self.lasting.telling(), self.lasting.connected() as conn:
+            row = conn.execute("SELECT body FROM target WHERE key = ?", [key]).fetchone()
+        return None if row is None else bytes(row[0])
+
     def forget(self, key: str) -> None:
         """Remove what is remembered of a link, its incidents too."""
         with self._standing.telling(), self._standing.writing() as conn:
@@ -143,6 +159,7 @@ class StateDirectory:
         with self.lasting.telling(), self.lasting.writing() as conn:
             conn.execute("DELETE FROM incident WHERE key = ?", [key])
             conn.execute("DELETE FROM allowance WHERE key = ?", [key])
+            conn.execute("DELETE FROM target WHERE key = ?", [key])
 
     def journal(self, link_id: str) -> Path:
         """Where the journal of a link is kept."""
