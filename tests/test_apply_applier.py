@@ -24,6 +24,7 @@ from pglockstep.errors import (
     ApplyRefused,
     LockstepError,
     ProtocolViolation,
+    RowsDiffer,
     TargetBusy,
     TargetError,
     TargetUnreachable,
@@ -470,7 +471,7 @@ def test_a_row_that_is_not_there(target: Target, change: Message, careful: bool)
     """A change that finds no row stops with table, key and hint, and nothing of its transaction stays."""
     target.ready(START, TABLE, "insert into t values (1, 'a')")
     changes = [update(1, "b"), *map(insert, range(100, 1300)), change, insert(6)]
-    error = target.refuses(ApplyRefused, transaction(1000, 1010, T, *changes), careful=careful)
+    error = target.refuses(RowsDiffer, transaction(1000, 1010, T, *changes), careful=careful)
     verb = type(change).__name__.upper()
     assert error.message.startswith(f"the {verb} of public.t where id = '5' found 0 rows on the target")
     assert "pglockstep check" in error.hint
@@ -481,7 +482,7 @@ def test_a_refused_batch_and_its_careful_repetition(target: Target) -> None:
     """A batch goes back whole; carefully, the transactions before the refused one are committed."""
     target.ready(START, TABLE)
     good, bad = transaction(1000, 1010, T, insert(1)), transaction(1020, 1030, insert(2), update(5, "b"))
-    target.refuses(ApplyRefused, good + bad)
+    target.refuses(RowsDiffer, good + bad)
     with pytest.raises(ApplyRefused, match="where id = '5' found 0 rows"):
         target.apply(good + bad, careful=True)
     assert (contents(target.conn), target.progress) == ({"public.t": ["(1,x)"]}, 1010)
@@ -490,7 +491,7 @@ def test_a_refused_batch_and_its_careful_repetition(target: Target) -> None:
 def test_rows_of_one_key(target: Target) -> None:
     """A key that names two rows on the target is refused as well: neither of them is guessed at."""
     target.ready(START, "create table t (id int, v text)", "insert into t values (1, 'a'), (1, 'b')")
-    error = target.refuses(ApplyRefused, transaction(1000, 1010, T, update(1, "c")))
+    error = target.refuses(RowsDiffer, transaction(1000, 1010, T, update(1, "c")))
     assert "found 2 rows on the target instead of one" in error.message
 
 
