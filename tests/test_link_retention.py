@@ -109,25 +109,25 @@ def test_warned_and_then_lost(cli: Cli, forgetful: Pair) -> None:
     assert running.status()["source"]["slot_wal_limit_bytes"] == 64 * MB
     assert running.status()["source"]["slot_warning"] is None
     forgetful.target_server.stop()
-    # what an open transaction may still write has to be decoded from here on, however much is confirmed
-    open_one = connect(forgetful.source)
-    open_one.execute("BEGIN")
-    open_one.execute("INSERT INTO t VALUES (2)")
-    try:
-        write(forgetful, 47)
-        said = _read_until(running, "of max_slot_wal_keep_size")
-        assert "(64 MB)" in said
-        assert "ALTER SYSTEM SET max_slot_wal_keep_size = '128MB'" in said
-        write(forgetful, 10)
-        more = _read_until(running, "of max_slot_wal_keep_size")
-        assert more.count("(64 MB)") == 1
-        assert int(more.rsplit(" % of max_slot")[0].rsplit(" ")[-1]) >= 85
-    finally:
-        open_one.close()
-        forgetful.target_server.start()
-        running.kill()
-    status = cli("status", *ends)
-    assert "% of max_slot_wal_keep_size (64 MB): past that" in status.stdout
+    with connect(forgetful.source) as open_one:
+        # what an open transaction may still write has to be decoded from here on, however much is confirmed; once it has
+        # ended, the source's next note of open transactions lets a daemon that lives let go of it all
+        open_one.execute("BEGIN")
+        open_one.execute("INSERT INTO t VALUES (2)")
+        try:
+            write(forgetful, 47)
+            said = _read_until(running, "of max_slot_wal_keep_size")
+            assert "(64 MB)" in said
+            assert "ALTER SYSTEM SET max_slot_wal_keep_size = '128MB'" in said
+            write(forgetful, 10)
+            more = _read_until(running, "of max_slot_wal_keep_size")
+            assert more.count("(64 MB)") == 1
+            assert int(more.rsplit(" % of max_slot")[0].rsplit(" ")[-1]) >= 85
+        finally:
+            running.kill()
+            forgetful.target_server.start()
+        status = cli("status", *ends)
+        assert "% of max_slot_wal_keep_size (64 MB): past that" in status.stdout
     write(forgetful, 40)
     with connect(forgetful.source) as conn:
 

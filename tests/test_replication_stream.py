@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from array import array
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from fcntl import ioctl
+from termios import FIONREAD
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from fix_servers import MakeDatabase, Servers, connect, majors
+from fix_faults import through
+from fix_proxy import MakeProxy
+from fix_servers import MakeDatabase, Servers, connect, majors, wait_until
 from pglockstep import compiled
 from pglockstep.errors import SourceUnreachable
 from pglockstep.postgres import copy_data
@@ -126,11 +133,7 @@ def test_a_source_that_ends_in_the_middle(source: str) -> None:
             with connect(source) as conn:
                 killed = False
                 while True:
-                    frames = await stream.read()
-                    for message in map(decode, payloads(frames)[0]):
-                        if isinstance(message, Insert):
-                            assert isinstance(message.new[0], bytes)
-                            found.append(int(message.new[0]))
+                    found += _ids(await stream.read())
                     if not killed and len(found) > 1000:
                         conn.execute("SELECT pg_terminate_backend(%s)", [stream.conn.info.backend_pid])
                         killed = True
@@ -153,6 +156,95 @@ def test_a_source_that_ends_in_the_middle(source: str) -> None:
         pytest.fail("the slot did not become free")
 
     assert asyncio.run(again()) == [*range(1, MANY + 1), 0]
+
+
+@pytest.mark.parametrize("way", ["compiled", "interpreted"])
+def test_the_end_lies_behind_what_piled_up(
+    servers: Servers, source: str, make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The end is met while more is fetched: all that had arrived comes first, then the error, now and when asked again.
+
+    How much is fetched at once is libpq's matter: with one or another of these numbers of rows there is much in the end.
+    """
+    if way == "interpreted":
+        monkeypatch.setattr(copy_data, "_fast", None)
+    server = servers.source(majors[-1])
+    proxy = make_proxy(server.port)
+
+    async def receive(rows: int) -> list[int]:
+        async with streaming(through(proxy, server, source)) as stream:
+            socket = stream.conn.pgconn.socket
+            _arrived(socket, rows * 300)
+            proxy.cut()
+            _hung_up(socket)
+            found: list[int] = []
+            while len(found) < rows:
+                found += _ids(await stream.read())
+            with _taken(socket):
+                for _ in range(2):
+                    with pytest.raises(SourceUnreachable, match="closed the connection"):
+                        await stream.read()
+        return found
+
+    with connect(source) as conn:
+        free = "SELECT FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
+        for rows in range(200, 250, 5):
+            wait_until(lambda: conn.execute(free, [SLOT]).rowcount == 1, 10, "the slot to become free")
+            conn.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_insert_lsn())", [SLOT])
+            conn.execute(
+                "INSERT INTO t SELECT -1000 * %s - n, repeat('x', 300) FROM generate_series(1, %s) AS n",
+                [rows, rows],
+            )
+            assert asyncio.run(receive(rows)) == [-1000 * rows - n for n in range(1, rows + 1)]
+
+
+@contextmanager
+def _taken(number: int) -> Iterator[None]:
+    """If a file was closed, its number is another's inside, who never has anything to read."""
+    others: list[int] = []
+    try:
+        while not _is_open(number):
+            others += os.pipe()
+        yield
+    finally:
+        for each in others:
+            os.close(each)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _arrived(socket: int, size: int) -> None:
+    """Wait until so many bytes are in the socket."""
+
+    def enough() -> bool:
+        there = array("i", [0])
+        ioctl(socket, FIONREAD, there)
+        return there[0] >= size
+
+    wait_until(enough, 10, "the source to send")
+
+
+def _hung_up(socket: int) -> None:
+    """Wait until the other side's end of the socket is closed."""
+    poll = select.poll()
+    poll.register(socket, select.POLLRDHUP)
+    assert poll.poll(10_000)
+
+
+def _ids(frames: list[bytes]) -> list[int]:
+    """The ids of the rows inserted."""
+    found = []
+    for message in map(decode, payloads(frames)[0]):
+        if isinstance(message, Insert):
+            assert isinstance(message.new[0], bytes)
+            found.append(int(message.new[0]))
+    return found
 
 
 def test_left_in_the_middle(source: str) -> None:

@@ -49,6 +49,8 @@ class ReplicationConnection:
         # one of its own: it may be at work for long, and others must not wait for that
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="receive")
         self._beside: Beside | None = None
+        # what ended the connection, to be raised once all that had come before has been handed out
+        self._lost: SourceError | None = None
 
     @classmethod
     async def open(cls, end: End) -> ReplicationConnection:
@@ -100,7 +102,8 @@ class ReplicationConnection:
     async def read(self) -> list[bytes]:
         """Wait until the source sends something; return the frames at hand, at least one.
 
-        Raises `SourceUnreachable` when the source falls silent for `silence_timeout` or the stream ends.
+        Raises `SourceUnreachable` when the source falls silent for `silence_timeout` or the stream ends; what had come
+        before is handed out first, and whoever asks again is told the same.
         """
         while True:
             try:
@@ -110,6 +113,8 @@ class ReplicationConnection:
                     await self._alone(self._beside)
                 if frames := self._frames():
                     return frames
+                if self._lost is not None:
+                    raise self._lost
                 await self._readable.wait()
             except TimeoutError:
                 raise fell_silent(self._end) from None
@@ -127,31 +132,28 @@ class ReplicationConnection:
                     self._readable.close()
                     self._beside = Beside(self._pgconn, self._end.silence_timeout, self._thread)
                     return frames
-                if size < _PILED_UP or left <= 0:
+                if size < _PILED_UP or left <= 0 or self._lost is not None:
                     return frames
-                try:
-                    self._consume()
-                except SourceError:
-                    # what arrived before comes first; the next call finds the same
-                    return frames
+                self._consume()
         if size < 0 and not frames:
             self._ended()
         return frames
 
     async def _alone(self, beside: Beside) -> None:
-        """From here on we read ourselves again. Raises what ended the connection, if anything did."""
+        """From here on we read ourselves again."""
         self._beside = None
         await beside.close()
         self._consume()
 
     def _consume(self) -> None:
+        """Have libpq take what is in the socket; where that fails, what it took before is still to be had."""
         try:
             with translate(self._end):
                 self._pgconn.consume_input()
-        except SourceError:
+        except SourceError as error:
             # libpq has closed the socket: its number may be another's in a moment
             self._readable.close()
-            raise
+            self._lost = error
 
     def _ended(self) -> None:
         with translate(self._end):
