@@ -340,7 +340,6 @@ def test_configured_parts_without_effect_are_listed(tmp_path: Path) -> None:
     assert not_built_yet(loaded(tmp_path, LINK)) == []
     written = LINK.replace("main", '"a.b"') + 'guard.drop = "hold"\n[web]\n[alerts]\n[backup]\n'
     assert not_built_yet(loaded(tmp_path, LINK + written)) == [
-        '[links."a.b".guard]',
         "[web]",
         "[alerts]",
         "[backup]",

@@ -353,9 +353,9 @@ def test_status_tells_of_open_incidents(cli: Cli, store: Incidents) -> None:
     store.concluded("1", "healed")
     assert guard() == (1, "healing: incident 2")
     store.concluded("2", "healed")
-    assert guard() == (0, "not at work yet")
+    assert guard() == (0, "nothing is held")
     other = daemon(cli, CLAIMED + "sys.stdin.readline()")
-    assert guard() == (0, "not at work yet")
+    assert guard() == (0, "nothing is held")
     other.kill()
 
 
@@ -364,7 +364,7 @@ def test_beside_a_real_daemon_and_after_teardown(cli: Cli, pair: Pair) -> None:
     ends = ("--source", pair.source, "--target", pair.target)
     store = Incidents(state_in(cli.directory / "state"))
     with a_real_daemon(cli, pair) as running:
-        assert running.status()["guard"] == "not at work yet"
+        assert running.status()["guard"] == "nothing is held"
         store.open(fingerprint(pair.source, pair.target), an_incident(state="healing"))
         status = running.status()
         assert (status["guard"], status["open_incidents"]) == ("healing: incident 1", 1)

@@ -14,7 +14,6 @@ from pglockstep.cli.group import Group
 from pglockstep.cli.options import Settings
 from pglockstep.config.reader import Wrong
 from pglockstep.config.sections import LinkConfig
-from pglockstep.config.unbuilt import GUARD_NOTE
 from pglockstep.config.values import parse_table_name
 from pglockstep.errors import EXIT_OK, UsageProblem
 from pglockstep.link.link import Link
@@ -43,7 +42,6 @@ def command() -> None:
 @options.as_json
 def _list(links: tuple[str, ...], as_json: bool, **common: Any) -> int:
     """What may pass now: purges that were announced, and decisions that are remembered."""
-    click.echo(GUARD_NOTE, err=True)
     state, chosen = _opened(Settings(**common), links)
     store, now = Incidents(state), datetime.now(UTC)
     found = [(link.config.name, each) for link in chosen for each in store.allowances(link.key, now)]
@@ -83,7 +81,6 @@ def _allow(links: tuple[str, ...], table: str, rows: int, how_long: str, as_json
 
     Up to so many rows, all together, whatever takes them: DELETE, TRUNCATE, UPDATE or DROP.
     """
-    click.echo(GUARD_NOTE, err=True)
     name, duration = _table(table), _duration(how_long)
     state, chosen = _opened(Settings(**common), links)
     if len(chosen) > 1:

@@ -14,7 +14,6 @@ from pglockstep.cli.group import Group
 from pglockstep.cli.main import run_async, say
 from pglockstep.cli.options import Settings
 from pglockstep.config.sections import Config
-from pglockstep.config.unbuilt import GUARD_NOTE
 from pglockstep.errors import EXIT_INTERRUPTED, EXIT_OK, UsageProblem
 from pglockstep.link.decisions import settled
 from pglockstep.link.link import Link
@@ -44,7 +43,6 @@ def command() -> None:
 @options.as_json
 def _list(links: tuple[str, ...], only_open: bool, as_json: bool, **common: Any) -> int:
     """Every incident of the links, the newest last."""
-    click.echo(GUARD_NOTE, err=True)
     settings = Settings(**common)
     config, state = _opened(settings)
     keys = [Link(each, state).key for each in settings.links(config, links)]
@@ -114,7 +112,7 @@ def _restore(id: str, yes: bool, as_json: bool, **common: Any) -> int:
 @options.yes
 @options.as_json
 def _reject(id: str, yes: bool, as_json: bool, **common: Any) -> int:
-    """Leave both ends as they are: the tables of the incident do not follow any more, until resync.
+    """Leave both ends as they are: the tables of the incident do not follow any more, until all is copied anew.
 
     Returns when it is done. Ctrl-C does not take the decision back.
     """

@@ -19,8 +19,6 @@ from pglockstep.config.sections import (
     AlertsConfig,
     BackupConfig,
     Config,
-    GuardConfig,
-    LinkConfig,
     WebConfig,
 )
 from pglockstep.config.unbuilt import UNBUILT, not_built_yet
@@ -142,8 +140,7 @@ def _reference(table: _Table) -> str:
 
 
 def _unbuilt() -> str:
-    link = LinkConfig(name="NAME", source="", target="", guard=GuardConfig())
-    whole = Config(Path(), {"NAME": link}, WebConfig(), AlertsConfig(), BackupConfig())
+    whole = Config(Path(), {}, WebConfig(), AlertsConfig(), BackupConfig())
     parts = ", ".join(f"`{part}`" for part in not_built_yet(whole))
     choices = ", ".join(f'`{key} = "{choice}"`' for key, choice in UNBUILT)
     return (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pglockstep.config.reader import header
-from pglockstep.config.sections import DEFAULT_GUARD, Config, LinkConfig
+from pglockstep.config.sections import Config, LinkConfig
 from pglockstep.errors import NotBuiltYet
 
 #: Choices that are promised and that this version cannot carry out, each with what to write instead.
@@ -14,16 +13,9 @@ UNBUILT = {
 }
 
 
-#: What ``status`` says of the guard, and what its commands say, as long as nothing is judged.
-GUARD_AT_REST = "not at work yet"
-GUARD_NOTE = "the guard is being built: this version judges nothing yet, and holds nothing"
-
-
 def not_built_yet(config: Config) -> list[str]:
     """The configured parts that are read and checked, and that nothing acts on yet, as their headers."""
-    guarded = [name for name, link in config.links.items() if link.guard is not DEFAULT_GUARD]
-    others = [part for part in ("web", "alerts", "backup") if getattr(config, part) is not None]
-    return [f"[{header(('links', name, 'guard'))}]" for name in guarded] + [f"[{part}]" for part in others]
+    return [f"[{part}]" for part in ("web", "alerts", "backup") if getattr(config, part) is not None]
 
 
 def refuse_unbuilt(link: LinkConfig) -> None:

@@ -184,7 +184,7 @@ async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, inci
     link.gate.forget(tables)
     names = ", ".join(map(str, tables))
     link.incidents.concluded(
-        incident.id, "rejected", f"{names}: not followed any more; pglockstep resync brings a table back"
+        incident.id, "rejected", f"{names}: not followed any more until all is copied anew"
     )
     log.warning(
         "incident %s was rejected: %s not followed any more",

@@ -10,7 +10,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.config.sections import LinkConfig
-from pglockstep.config.unbuilt import GUARD_AT_REST
 from pglockstep.errors import EndError, LockstepError
 from pglockstep.journal import inspection, reader
 from pglockstep.journal.folder import room, usable
@@ -132,7 +131,7 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
         rows_per_second=status.rows_per_second if daemon else 0.0,
         tables=status.tables,
         rows=status.rows,
-        guard=told(incidents, otherwise=GUARD_AT_REST),
+        guard=told(incidents, otherwise="nothing is held"),
         open_incidents=len(incidents),
         last_verified=LastVerified(status.verified_at, status.verdict),
         last_backup=LastBackup(),
