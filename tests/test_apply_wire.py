@@ -33,7 +33,9 @@ from pglockstep.wal.messages import (
 
 WIDTH = 3
 NAME = QualifiedName("public", "t")
-VALUES = st.none() | st.text("ab\\\t\n\rN", max_size=4).map(str.encode) | st.binary(max_size=300)
+#: No text of PostgreSQL's holds a zero byte, and `copy_text` says that it counts on that.
+BYTES = st.binary(max_size=300).map(lambda value: value.replace(b"\0", b"0"))
+VALUES = st.none() | st.text("ab\\\t\n\rN", max_size=4).map(str.encode) | BYTES
 ROWS = st.tuples(*[VALUES] * WIDTH)
 KINDS = st.sampled_from(["insert", "update", "delete"])
 

@@ -26,6 +26,7 @@ LOOKS_AT_THE_CLOCK = {
     "link/gate.py": "when an incident was opened, and until when an announced purge may pass",
     "link/balance.py": "until when an announced purge may pass",
     "link/noting.py": "when an incident was opened",
+    "link/pinning.py": "when an incident was opened",
     "link/intake.py": "a field of the protocol that the server puts into pg_stat_replication",
     "link/overview.py": "how long ago something was",
     "link/standing.py": "how long the target has been behind",

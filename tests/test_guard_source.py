@@ -200,3 +200,25 @@ def test_decided_by_the_configuration(pair: Pair, cli: Cli) -> None:
     assert [(each["state"], each["decided_by"]) for each in shop.incidents()] == [
         ("restored", "on_source_wipe")
     ] * 2
+
+
+@pytest.mark.parametrize(
+    ("rename", "written"),
+    [
+        ("ALTER TABLE item RENAME TO item_old", "INSERT INTO item_old VALUES (950, 'under the new name')"),
+        ("CREATE SCHEMA s; ALTER TABLE item SET SCHEMA s", "INSERT INTO s.item VALUES (950, 'elsewhere')"),
+    ],
+    ids=["renamed", "moved"],
+)
+def test_written_to_under_another_name(pair: Pair, cli: Cli, rename: str, written: str) -> None:
+    """What is written to a table that was renamed, before it has its name back, is there afterwards on both ends."""
+    shop = Shop(cli, pair)
+    shop.once()
+    shop.wipe(*rename.split("; "))
+    shop.wipe(written)
+    message, _ = refused(cli("once"), 6)
+    assert "was renamed to" in message
+    done = shop.command("incidents", "restore", shop.held()["id"], "--yes")
+    assert done["incidents"][0]["state"] == "restored"
+    shop.once()
+    assert len(shop.target_rows("item")) == 301

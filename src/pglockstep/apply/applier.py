@@ -92,7 +92,8 @@ class Applier:
     `catalog_conn`, if it is another one, is where the target's catalog is read while a batch is under way;
     `copied` are the tables that were copied later than `progress`, and as of when. `at_barrier` is awaited before the
     commit of a batch with a barrier, or of rows of which `outran`, told of each table's inserts, says so. `gate`: who
-    is asked before a transaction goes on. `keeping`: as `TableWriter` takes it; what it makes may read `UPTO`.
+    is asked before a transaction goes on. `keeping`: as `TableWriter` takes it; what it makes may read `UPTO`. `followed`:
+    the target's tables by the OIDs of the source's that they follow, whatever these are called there by now.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class Applier:
         copied: Mapping[QualifiedName, Lsn] | None = None,
         gate: Gate | None = None,
         keeping: Keeping | None = None,
+        followed: Mapping[int, QualifiedName] | None = None,
     ) -> None:
+        self._followed = followed or {}
         self._end = end
         self._conn = conn
         self._session = Session(conn)
@@ -169,16 +172,27 @@ class Applier:
 
     async def describe(self, relation: Relation) -> None:
         """Take a table's description; raises `ApplyRefused` if the target's table does not fit it."""
-        name = QualifiedName(relation.schema, relation.name)
+        name = self._name_here(relation)
         if name not in self._tables or self.builder.knows(relation.relation_id):
             # described anew: both ends may have been altered
             await self.load_tables()
+            name = self._name_here(relation)
         try:
             self.builder.describe(relation, self._table(name))
         except ApplyRefused:
             # the target may have been altered since its catalog was read
             await self.load_tables()
             self.builder.describe(relation, self._table(name))
+
+    def announce(self, relation: Relation) -> None:
+        """Note a description that was sent before the first message; the table may have gone since."""
+        name = self._name_here(relation)
+        self.builder.announce(msgspec.structs.replace(relation, schema=name.schema, name=name.name))
+
+    def _name_here(self, relation: Relation) -> QualifiedName:
+        """The target's table: of the same name, or what follows a table that has been renamed since."""
+        name = QualifiedName(relation.schema, relation.name)
+        return name if name in self._tables else self._followed.get(relation.relation_id, name)
 
     def _table(self, name: QualifiedName) -> Table:
         if name not in self._tables:

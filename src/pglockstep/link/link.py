@@ -44,7 +44,7 @@ from pglockstep.postgres.connect import End, answered, connect, ends, fingerprin
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
 from pglockstep.postgres.slots import read as read_slot
-from pglockstep.progress import copying, detached, slots
+from pglockstep.progress import copying, detached, slots, source_tables
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import LAST_LSN, Lsn, human_bytes
@@ -243,6 +243,7 @@ class Link:
             # what was put right, or copied, is ahead of the rest; what does not follow any more, for ever
             known = dict(copied or await copying.ahead(conn, record.progress))
             known |= dict.fromkeys(await detached.read(conn), LAST_LSN)
+            followed = {oid: name for name, oid in (await source_tables.read(conn)).items()}
         self.gate.begin(record.progress, known)
         with answered(target, conn), translate(target):
             here = [each.name for each in await catalog.tables(conn) if self.selection.carries(*each.name)]
@@ -264,12 +265,13 @@ class Link:
                     copied=known,
                     gate=self.gate,
                     keeping=self._images.keeping,
+                    followed=followed,
                 )
                 with answered(target, conn, watch):
                     await applier.start()
                 for description in map(decode, reader.descriptions):
                     if isinstance(description, Relation):
-                        applier.builder.announce(description)
+                        applier.announce(description)
                 async with self.carrier.lent(watch):
                     yield Outlet(target, journal, reader, applier, conn, watch, self.gate, self._images.prune)
             finally:
