@@ -180,3 +180,15 @@ def test_a_pattern_names_one_table_or_many() -> None:
     assert TablePattern.parse('public."a*"').names_one
     assert not TablePattern.parse("public.a*").names_one
     assert not TablePattern.parse("?.a").names_one
+
+
+def test_the_fewest_rows_lately() -> None:
+    """What a queue fell to within the window, at whichever end of a step; what is longer ago does not count."""
+    window = Window(60, 100)
+    assert window.lowest() is None
+    window.note(10, 100, 5, 1)
+    window.note(10, 5, 100, 2)
+    window.note(11, 100, 60, 3)
+    assert window.lowest() == 5
+    window.note(11 + STEPS, 60, 70, 4)
+    assert window.lowest() == 60

@@ -101,6 +101,13 @@ class Window:
         """
         return next((each.lsn for each in self._entries if each.step >= step - STEPS and each.lsn), 0)
 
+    def lowest(self) -> int | None:
+        """The fewest rows that there were within the window that ends with the last change; None if nothing was noted."""
+        if not self._entries:
+            return None
+        first = self._entries[-1].step - STEPS
+        return min(each.low for each in self._entries if each.step >= first)
+
     def swing(self, step: int) -> int:
         """By how many rows the number may change by chance within the window that ends in `step`."""
         came = went = 0

@@ -122,6 +122,11 @@ class StreamGate:
         """How many rows a table holds on the target; None while that is not known."""
         return self.judge.counts.rows(name)
 
+    def lowest(self, name: QualifiedName) -> int | None:
+        """The fewest rows that the stream itself has lately left in a table; None if it has not touched it."""
+        account = self.judge.counts.accounts.get(name)
+        return None if account is None else account.window.lowest()
+
     def stood(self, name: QualifiedName) -> int | None:
         """How many rows a table held when that was known last; None if it never was."""
         rows = self.rows(name)
