@@ -352,8 +352,10 @@ class Cli:
         text = "".join(f"{side} = {json.dumps(end)}\n" for side, end in ends.items())
         path = self.directory / f"unguarded-{zlib.crc32(text.encode()):08x}.toml"
         rules = "[links.default.guard]\nprotect_target = 'off'\n[links.default.guard.tables.'*.*']\njudge = false\n"
-        path.write_text(f"[links.default]\n{text}{rules}")
-        return path
+        # in one piece: a daemon that starts at this moment must not read half a file
+        whole = path.with_suffix(f".{time.monotonic_ns()}")
+        whole.write_text(f"[links.default]\n{text}{rules}")
+        return whole.replace(path)
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))}
