@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -112,7 +113,7 @@ class Shop:
     def command(self, *args: str, code: int = 0) -> dict[str, Any]:
         """A command that answers with JSON."""
         done = self.cli(*args, "--json")
-        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout[-6000:]}{done.stderr}"
         found = json.loads(done.stdout) if done.stdout else {}
         assert isinstance(found, dict)
         return found
@@ -153,6 +154,11 @@ class Shop:
 
     def wipe(self, *statements: str) -> None:
         """Do this on the source, in one transaction."""
-        with self.pair.on_source() as conn, conn.transaction():
-            for each in statements:
-                conn.execute(each.encode())
+        with self.pair.on_source() as conn:
+            for _ in range(20):
+                # who takes many locks at once may lose a deadlock against the writers, and tries again
+                with contextlib.suppress(psycopg.errors.DeadlockDetected), conn.transaction():
+                    for each in statements:
+                        conn.execute(each.encode())
+                    return
+        raise AssertionError("deadlocked every time")

@@ -19,6 +19,7 @@ WIPES = {
     "update": (["UPDATE item SET label = 'gone'"], "update"),
     "drop": (['DROP TABLE "order"'], "drop"),
     "drop with what hangs on it": (['DROP TABLE "User" CASCADE'], "drop"),
+    "schema": (["DROP SCHEMA public CASCADE"], "drop"),
     "rename": (["ALTER TABLE item RENAME TO item_old"], "drop"),
     "replace": (["DROP TABLE visit", "CREATE TABLE visit (path text, n int)"], "drop"),
 }

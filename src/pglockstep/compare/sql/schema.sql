@@ -30,8 +30,8 @@ relation AS MATERIALIZED (
 comment AS MATERIALIZED (
     SELECT classoid, objoid, objsubid, 'comment ' || quote_literal(description) AS text
     FROM pg_description
-    -- a public schema made anew has lost the comment that initdb gave it
-    WHERE objoid >= 16384 OR classoid = 'pg_namespace'::regclass AND description <> 'standard public schema'
+    -- a public schema made anew has lost the comment that initdb gave it, or was given it again
+    WHERE CASE WHEN classoid = 'pg_namespace'::regclass THEN description <> 'standard public schema' ELSE objoid >= 16384 END
 ),
 
 schemas AS (
