@@ -247,10 +247,11 @@ class Pglockstep:
         target = create_database(server, self._target)
         stage.after.callback(drop_database, server, self._base)
         self._state = Path(stage.after.enter_context(tempfile.TemporaryDirectory(prefix="bench-state-")))
-        run(
-            [sys.executable, "-m", "pglockstep", "once"],
-            pglockstep_environment(stage.source, target, self._state / "base"),
-        )
+        environment = pglockstep_environment(stage.source, target, self._state / "base")
+        run([sys.executable, "-m", "pglockstep", "once"], environment)
+        # the guard is at work as it is by default, so what the backlog deletes has to be announced
+        announced = ["--table", "public.item", "--rows", str(max(1, stage.backlog.deletes)), "--for", "1d"]
+        run([sys.executable, "-m", "pglockstep", "guard", "allow", *announced], environment)
         stage.freeze(self._target)
         with connect(server.conninfo()) as conn:
             conn.execute(

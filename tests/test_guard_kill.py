@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fix_copy import refused
-from fix_servers import Cli, Pair, wait_until
+from fix_servers import Cli, Pair
 from fix_shop import Shop, load
 from pglockstep import failpoints
 

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from fix_copy import dumped, refused
-from fix_servers import INSTALLED, Cli, Pair, all_pairs, wait_until
+from fix_pgbench import Pgbench
+from fix_servers import Cli, Pair, all_pairs, wait_until
 from fix_shop import Shop, load
 from test_guard_target import harm, level
 from test_target_watch import drop_database
@@ -59,64 +54,6 @@ HARMS: dict[str, list[str]] = {
     "one update": ["UPDATE \"User\" SET note = 'theirs' WHERE id = 7"],
     "drop database": [],
 }
-
-
-class Pgbench:
-    """pgbench's standard transactions on the source, in a schema of their own."""
-
-    def __init__(self, pair: Pair) -> None:
-        self._pair = pair
-        self._program = str(INSTALLED[pair.source_server.major].program("pgbench"))
-        pair.on_source().execute("CREATE SCHEMA bench")
-        self._run("-i", "-q", "-s", "2", "--foreign-keys")
-
-    @contextmanager
-    def queue(self, rate: int = 1000) -> Iterator[None]:
-        """A job queue: so many jobs come and go a second, each in a transaction of its own, until the block ends."""
-        scripts = {
-            "put": "INSERT INTO public.job (v) VALUES ('job')",
-            "take": (
-                "DELETE FROM public.job WHERE id = "
-                "(SELECT id FROM public.job ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)"
-            ),
-        }
-        with tempfile.TemporaryDirectory() as directory:
-            files = []
-            for name, text in scripts.items():
-                path = Path(directory, name)
-                path.write_text(text)
-                files += ["-f", str(path)]
-            with self.running(2 * rate, *files):
-                yield
-
-    def _run(self, *arguments: str) -> None:
-        subprocess.run(
-            [self._program, *arguments, self._pair.source],
-            env=self._environment(),
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-
-    def _environment(self) -> dict[str, str]:
-        return os.environ | {"PGOPTIONS": "-c search_path=bench"}
-
-    @contextmanager
-    def running(self, rate: int = 300, *more: str) -> Iterator[None]:
-        """Four clients until the block ends; fails if one of them did."""
-        arguments = ["-n", "-c", "4", "-R", str(rate), "-T", "3000", *more, self._pair.source]
-        with subprocess.Popen(
-            [self._program, *arguments],
-            env=self._environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process:
-            try:
-                yield
-                assert process.poll() is None, process.stdout.read() if process.stdout else ""
-            finally:
-                process.kill()
 
 
 def prepared(cli: Cli, pair: Pair, settings: str = "") -> tuple[Shop, Pgbench]:

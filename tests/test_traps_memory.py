@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from fix_pgbench import Pgbench
 from fix_servers import Cli, Connection, Pair, wait_until
-from fix_workload import SCHEMA, workload
 from test_run import Daemon, daemon
 from test_traps_size import Record
 
@@ -152,18 +152,19 @@ def levelled_again(pair: Pair, cli: Cli) -> None:
     assert cli("check", "--source", pair.source, "--target", pair.target).returncode == 0
 
 
+@pytest.mark.superusers
 @pytest.mark.parametrize("seconds", [600])
 def test_a_target_that_is_away_for_long(pair: Pair, cli: Cli, record_property: Record, seconds: int) -> None:
-    """Ten minutes of writers with the target stopped: little is received and not confirmed, the source keeps little WAL."""
+    """Ten minutes of pgbench with the target stopped: little is received and not confirmed, the source keeps little WAL."""
     source = pair.on_source()
-    source.execute(SCHEMA.encode())
+    bench = Pgbench(pair)
     with daemon(cli, pair) as running:
         watched = Watched(running)
         pair.target_server.stop("fast")
         unconfirmed, oldest = 0, 0.0
         # when the source's WAL had come to where
         history: list[tuple[float, int]] = []
-        with workload(pair.source, pause=0.0005):
+        with bench.running(None):
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 time.sleep(0.5)
