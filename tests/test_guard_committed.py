@@ -64,6 +64,8 @@ class History:
     states: list[State]
     statements: list[list[str]] = field(default_factory=list)
     truncated: dict[int, str] = field(default_factory=dict)
+    #: by the state that it led to: the table, and how many rows were put there and taken away again
+    rewritten: dict[int, tuple[str, int]] = field(default_factory=dict)
     next: int = 1000
 
     def act(self, way: str, table: str, size: int) -> None:
@@ -92,6 +94,7 @@ class History:
             self._commit(table, [inserted(table, fresh)], rows | fresh)
         elif way == "rewrite":
             some = {one: rows[one] for one in ids[:size]}
+            self.rewritten[len(self.states)] = (table, len(some))
             statements = [f"DELETE FROM {table} WHERE id IN ({listed(some)})"]
             self._commit(table, [*statements, *([inserted(table, some)] if some else [])], dict(rows))
         elif way in ("turn over", "replace"):
@@ -154,8 +157,10 @@ class History:
         came = went = 0
         for one in range(1, number):
             old, new = by_row(self.states[one - 1][table]), by_row(self.states[one][table])
-            came += len(new.keys() - old.keys())
-            went += len(old.keys() - new.keys())
+            name, again = self.rewritten.get(one, ("", 0))
+            again = again if name == table else 0
+            came += len(new.keys() - old.keys()) + again
+            went += len(old.keys() - new.keys()) + again
         return 4 * sqrt(2 * min(came, went))
 
 

@@ -10,6 +10,7 @@ import pytest
 from fix_copy import refused
 from fix_servers import Cli, Pair, wait_until
 from fix_shop import TABLES, Shop, load
+from test_target_watch import drop_database
 
 #: What somebody does to the source, and the kind of incident that it is.
 WIPES = {
@@ -223,3 +224,23 @@ def test_written_to_under_another_name(pair: Pair, cli: Cli, rename: str, writte
     assert done["incidents"][0]["state"] == "restored"
     shop.once()
     assert len(shop.target_rows("item")) == 301
+
+
+@pytest.mark.superusers
+@pytest.mark.parametrize("daemon", [False, True])
+def test_the_target_is_gone_as_well(pair: Pair, cli: Cli, daemon: bool) -> None:
+    """Nothing can be put back from a target that has been dropped: it says so, changes nothing, and stays held."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start() if daemon else None
+    shop.wipe('DELETE FROM "User"')
+    if running is None:
+        refused(cli("once"), 6)
+    incident = shop.held()
+    pair.close()
+    drop_database(pair)
+    done = cli("incidents", "restore", incident["id"], "--yes", timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert shop.source_rows('"User"') == []
+    assert shop.held()["id"] == incident["id"]
+    refused(cli("check"), 6)

@@ -299,16 +299,16 @@ def _tables(incident: Incident) -> list[QualifiedName]:
 
 async def carry_out(link: Link, incident: Incident) -> Incident:
     """Carry the decision on `incident` out while no daemon runs; the incident as it is then."""
-    async with healing.opened_ends(link, "decide") as both:
-        if not await session.take_lock(both.target_conn, both.target):
-            raise needs_decision(incident)
-        try:
+    try:
+        async with healing.opened_ends(link, "decide") as both:
+            if not await session.take_lock(both.target_conn, both.target):
+                raise needs_decision(incident)
             await takeover.settle(link, both)
             await healing.stand_again(link, both.target_conn, both.target)
             await settle(link, both.target_conn, both.target)
-        except LockstepError:
-            found = _outcome(link.incidents, incident)
-            if found is None:
-                raise
-            return found
+    except LockstepError:
+        found = _outcome(link.incidents, incident)
+        if found is None:
+            raise
+        return found
     return _outcome(link.incidents, incident) or link.incidents.get(incident.id)

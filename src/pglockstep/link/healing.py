@@ -62,6 +62,7 @@ async def made_again(link: Link, error: TargetError) -> bool:
         return False
     incident = noted(link, DATABASE_GONE)
     if incident.state == "held":
+        _take_back_what_needs_it(link, incident)
         raise needs_decision(incident)
     try:
         conn = await engine.open_again(ends(link.config)[1], known.remembered)
@@ -72,6 +73,15 @@ async def made_again(link: Link, error: TargetError) -> bool:
         raise needs_decision(link.incidents.get(incident.id)) from failure
     await conn.close()
     return True
+
+
+def _take_back_what_needs_it(link: Link, gone: Incident) -> None:
+    """Whatever was decided about the source's incidents takes a target: whoever waits for it is told that there is none."""
+    for each in link.open_incidents():
+        if each.side == "source" and each.decision is not None:
+            why = f"the target's database is gone (incident {gone.id}): nothing can be done about this one before that"
+            link.incidents.undecided(each.id, why)
+            log.error("incident %s: %s", each.id, why, extra=link.about("guard.undecided"))
 
 
 @asynccontextmanager
