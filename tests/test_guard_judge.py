@@ -6,8 +6,8 @@ import pytest
 
 from pglockstep.config.sections import GuardConfig, TableGuardConfig
 from pglockstep.config.values import TablePattern
-from pglockstep.guard.answers import PASS, Ask, Pass, Recount, Trip, Used
-from pglockstep.guard.transaction import Tally
+from pglockstep.guard.answers import PASS, Answer, Ask, Pass, Recount, Trip, Used
+from pglockstep.guard.transaction import Tally, Transaction
 from pglockstep.observe.incident import Loss
 from pglockstep.units import Lsn
 from simulated_source import DAY, SECOND, Source, Table, Work, numbered
@@ -452,6 +452,35 @@ def test_a_large_transaction_that_is_begun_anew() -> None:
     source.judge.give_up()
     work.undo()
     assert source.commit(deleting(source, 20), part=10) == PASS
+    source.check_counts()
+
+
+@pytest.mark.parametrize("what", ["deletes", "updates", "truncates"])
+def test_a_large_transaction_is_judged_again(what: str) -> None:
+    """One that tripped trips again, with the same numbers, however often it is asked about; what is allowed by then passes."""
+    source = source_with(rows=100, full=True)
+    work = deleting(source, 40) if what == "deletes" else source.begin()
+    if what == "updates":
+        for key in list(work.rows("User")):
+            work.update("User", key, None, b"mail")
+    elif what == "truncates":
+        work.truncate("User")
+    parts = [source.transaction(tallies) for tallies in work.parts(15)]
+    end = source.transaction()
+
+    def tell(part: Transaction) -> Answer:
+        return source.judge.part(part) if part is not end else source.judge.end(part)
+
+    answers = [tell(each) for each in (*parts, end)]
+    assert [isinstance(each, Trip) for each in answers[-2:]] == [what == "truncates", True]
+    last = parts[-1] if what == "truncates" else end
+    trip = tell(last)
+    assert trip == answers[-1]
+    assert tell(last) == trip
+    rows = trip.losses[0].rows_lost if isinstance(trip, Trip) else 0
+    source.judge.allow([source.allowance("1", "User", rows)])
+    assert {tell(last), tell(end)} <= {PASS, Pass((Used("1", rows),))}
+    source.judge.give_up()
     source.check_counts()
 
 

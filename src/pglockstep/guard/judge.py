@@ -5,7 +5,8 @@ passes is noted; one that trips, or of which more has to be known first, may be 
 that has passed before, and comes again after the stream was interrupted, passes without being noted twice.
 
 A transaction in memory is told at once, to `judge`. One that passes in parts is told part by part to `part`, and to `end` at
-its commit, where it is decided; before that only a TRUNCATE trips, because whatever comes later does not make up for it.
+its commit, where it is decided; before that only a TRUNCATE trips, because whatever comes later does not make up for it. Its
+parts are kept until it passes, or `give_up`: what tripped is judged again by all of them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,26 @@ class Gone(msgspec.Struct, frozen=True):
     how: str = "dropped"
 
 
+class _Large:
+    """What is kept of a transaction that passes in parts; `last` is the one that was noted last."""
+
+    def __init__(self, final_lsn: int) -> None:
+        self.final_lsn = final_lsn
+        self.tables: dict[QualifiedName, Passing] = {}
+        self.last: Transaction | None = None
+
+    def note(self, part: Transaction) -> None:
+        """Another part; one that tripped and is judged again is not noted twice."""
+        if part is self.last:
+            return
+        self.last = part
+        for tally in part.tallies:
+            name = tally.shape.name
+            if name not in self.tables:
+                self.tables[name] = Passing(tally.shape)
+            self.tables[name].add(tally)
+
+
 class _Finding:
     """What a closer look at a transaction has brought up so far."""
 
@@ -64,7 +85,7 @@ class Judge:
         self._allowances = Allowances()
         self._approved: dict[int, Approved] = {}
         self._dropped: list[Approved] = []
-        self._large: tuple[int, dict[QualifiedName, Passing]] | None = None
+        self._large: _Large | None = None
         self._finding: _Finding | None = None
 
     # --- what may pass ------------------------------------------------------------------------------------
@@ -119,15 +140,11 @@ class Judge:
         """Note a part of a large transaction; its `end_lsn` need not be known yet."""
         if transaction.final_lsn < self.counts.position:
             return PASS
-        passing = self._passing(transaction)
-        for tally in transaction.tallies:
-            name = tally.shape.name
-            if name not in passing:
-                passing[name] = Passing(tally.shape)
-            passing[name].add(tally)
+        large = self._begun(transaction)
+        large.note(transaction)
         finding = _Finding(transaction, ())
         time = self._clock.tell(transaction.commit_time)
-        for each in passing.values():
+        for each in large.tables.values():
             account = self.counts.account(each.shape.name)
             if each.truncated and account.rows > 0 and transaction.final_lsn >= account.lsn:
                 self._judged(finding, account, truncation(account, each, transaction, complete=False), time)
@@ -137,7 +154,7 @@ class Judge:
         """Judge a large transaction at its commit; its tallies are what `part` was told."""
         if transaction.final_lsn < self.counts.position:
             return PASS
-        parts = list(self._passing(transaction).values())
+        parts = list(self._begun(transaction).tables.values())
         return self._closely(transaction, parts, self._clock.tell(transaction.commit_time))
 
     def give_up(self) -> None:
@@ -261,7 +278,6 @@ class Judge:
 
     def _trip(self, finding: _Finding) -> Trip:
         """One incident of everything that tripped."""
-        self._large = None
         found = sorted(finding.tripped, key=lambda each: -RANKS.index(each.kind))
         losses = sorted((each.loss for each in found), key=lambda each: (each.schema, each.table))
         since = min((each.since_lsn for each in found if each.since_lsn), default=0)
@@ -293,10 +309,10 @@ class Judge:
         self.counts.position = transaction.end_lsn
         return Pass(_used(finding.claims)) if finding.claims else PASS
 
-    def _passing(self, transaction: Transaction) -> dict[QualifiedName, Passing]:
-        if self._large is None or self._large[0] != transaction.final_lsn:
-            self._large = (transaction.final_lsn, {})
-        return self._large[1]
+    def _begun(self, transaction: Transaction) -> _Large:
+        if self._large is None or self._large.final_lsn != transaction.final_lsn:
+            self._large = _Large(transaction.final_lsn)
+        return self._large
 
 
 def _used(claims: Sequence[Claim]) -> tuple[Used, ...]:

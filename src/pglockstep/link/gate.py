@@ -219,6 +219,8 @@ class StreamGate:
         trip = await self.found(inside, progress)
         if trip is not None:
             assert self._transaction is not None
+            # it comes again from its beginning, if it is to come
+            self.judge.give_up()
             raise needs_decision(self._open(self._transaction, trip))
 
     async def found(self, inside: AsyncConnection[TupleRow], progress: Lsn) -> Trip | None:
