@@ -133,6 +133,37 @@ def test_the_source_is_wiped(pair: Pair, cli: Cli, what: str) -> None:
 
 
 @on_two_pairs
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM big", "TRUNCATE big", "UPDATE big SET note = NULL", "DROP TABLE big"]
+)
+def test_a_million_rows_of_the_source_are_wiped(pair: Pair, cli: Cli, statement: str) -> None:
+    """A transaction that is larger than memory should hold is held like any other, and its million rows come back."""
+    shop, bench = prepared(cli, pair)
+    shop.wipe(
+        "CREATE TABLE big (id int PRIMARY KEY, at timestamptz DEFAULT now(), amount numeric, note text)",
+        "INSERT INTO big SELECT n, now(), n / 7.0, 'note ' || n FROM generate_series(1, 1000000) AS n",
+    )
+    shop.once()
+    running = shop.start()
+    state = "SELECT count(*), sum(hashtextextended(t::text, 0)) FROM big AS t"
+    before = pair.on_source().execute(state.encode()).fetchone()
+    with bench.running(100):
+        began = time.monotonic()
+        shop.wipe(statement)
+        wiped = time.monotonic()
+        incident = shop.held()
+        print(f"\n{statement} took {wiped - began:.1f} s, held {time.monotonic() - wiped:.1f} s later")
+        assert incident["tables"][0]["rows_lost"] == 1_000_000
+        assert pair.on_target().execute(state.encode()).fetchone() == before
+        began = time.monotonic()
+        done = cli("incidents", "restore", incident["id"], "--yes", timeout=300)
+        assert done.returncode == 0, done.stderr
+        print(f"restored in {time.monotonic() - began:.1f} s")
+        assert pair.on_source().execute(state.encode()).fetchone() == before
+    level(shop, running)
+
+
+@on_two_pairs
 def test_the_source_is_wiped_during_its_first_copy(pair: Pair, cli: Cli) -> None:
     """What the copy's snapshot saw is on the target; the wipe that committed meanwhile is held."""
     shop, bench = prepared(cli, pair)
