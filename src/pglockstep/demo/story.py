@@ -28,6 +28,8 @@ _BUSY = 1.0
 _BESIDE = 0.5
 #: The widest that is told.
 COLUMNS = 96
+#: Stands between a number and its unit while lines are broken.
+_TIED = "\N{NO-BREAK SPACE}"
 
 
 class Story:
@@ -74,7 +76,8 @@ class Story:
                 self._wipe_of_the_source(cast)
                 self._wipe_of_the_target(cast)
             self._teardown(cast)
-        self._say(f"\nThat was the story, in {_time(time.monotonic() - began)}. Both servers are gone now.")
+        self._say("")
+        self._tell(f"That was the story, in {_time(time.monotonic() - began)}. Both servers are gone now.")
 
     # --- one follows the other ------------------------------------------------------------------------
 
@@ -176,7 +179,8 @@ class Story:
         self._say(f"\n{prompt + typed:<39} {comment} {what}")
 
     def _tell(self, sentences: str) -> None:
-        self._say(fill(sentences, COLUMNS, initial_indent="  ", subsequent_indent="  "))
+        filled = fill(sentences, COLUMNS, initial_indent="  ", subsequent_indent="  ")
+        self._say(filled.replace(_TIED, " "))
 
     def _quote(self, shown: str) -> None:
         """What there is to know of an incident; of the rest, which tells what to type, only that it is there."""
@@ -201,5 +205,5 @@ class Story:
 def _time(seconds: float) -> str:
     """So long, as a person says it."""
     if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
+        return f"{seconds:.1f}{_TIED}s"
+    return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f}{_TIED}ms"
