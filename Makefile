@@ -13,7 +13,7 @@ BUILT  := $(VENV)/.built
 help:           ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/'
 
-demo: $(BUILT)  ## two throwaway servers, a live workload, and one following the other
+demo: $(BUILT)  ## two throwaway servers, a live workload, a crash, and a wipe of either end
 	@$(BIN)/pglockstep demo
 
 test: $(BUILT)  ## the tests, against every PostgreSQL at hand

@@ -10,10 +10,12 @@ from pglockstep.demo.story import Story
 from pglockstep.errors import EXIT_OK
 
 
-@click.command("demo", short_help="See it work: two throwaway servers and a live workload.")
+@click.command("demo", short_help="See it work: two throwaway servers, a crash and two wipes.")
 def command() -> int:
-    """Start two throwaway PostgreSQL servers, keep one level with the other under a live workload, crash the
-    daemon on the way, prove that both ends are identical, and clean up. Takes about half a minute.
+    """Start two throwaway PostgreSQL servers and keep one level with the other under a live workload.
+
+    On the way the daemon is killed, a DELETE without WHERE is held and put back, and a target that was wiped heals by
+    itself. Every claim is checked while it is told. Takes about half a minute, and cleans up.
     """
     Story(click.echo, dict(os.environ)).tell()
     return EXIT_OK

@@ -22,7 +22,7 @@ from pglockstep.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, L
 
 #: name → what it does, in the order of the help; each is `pglockstep.cli.NAME.command`, imported when used
 COMMANDS = {
-    "demo": "See it work: two throwaway servers and a live workload.",
+    "demo": "See it work: two throwaway servers, a crash and two wipes.",
     "init": "Write a first configuration file, with every key explained.",
     "doctor": "What do both ends lack? Each finding with its exact fix.",
     "once": "Bring the target level with the source as of now, verify, exit.",
