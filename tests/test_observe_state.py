@@ -50,7 +50,7 @@ def test_an_older_directory_is_upgraded(tmp_path: Path) -> None:
     written_by_the_first_version(directory)
     said = at_once(directory, "state.create(); print(state.load(KEY).link_id)", 4)
     assert said == ["0123456789ab"] * 4
-    assert (format_of(directory / "state.sqlite"), format_of(directory / "incidents.sqlite")) == (2, 3)
+    assert (format_of(directory / "state.sqlite"), format_of(directory / "incidents.sqlite")) == (2, 4)
     state = StateDirectory(directory)
     assert state.load_rows(KEY) is None
     state.save_rows(KEY, Lsn(100), ROWS)

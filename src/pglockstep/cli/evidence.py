@@ -183,7 +183,7 @@ def _means(incident: Incident, verb: Verb) -> list[str]:
             return ["the target gets back what the source has; nothing is changed on the source"]
         return [
             "both ends stay as they are, and these tables do not follow any more",
-            "until all is copied anew (pglockstep teardown, empty the target, pglockstep once); the link goes on with all others",
+            "until pglockstep resync brings them back as they are on the source; the link goes on with all others",
         ]
     return {
         "approve": [
@@ -196,7 +196,7 @@ def _means(incident: Incident, verb: Verb) -> list[str]:
         ],
         "reject": [
             "the source stays as it is and the target keeps its rows: these tables do not follow any more",
-            "until all is copied anew (pglockstep teardown, empty the target, pglockstep once); the link goes on with all others",
+            "until pglockstep resync brings them back as they are on the source; the link goes on with all others",
         ],
     }[verb]
 

@@ -12,9 +12,7 @@ from pglockstep.cli.each import print_json
 from pglockstep.cli.evidence import time
 from pglockstep.cli.group import Group
 from pglockstep.cli.options import Settings
-from pglockstep.config.reader import Wrong
 from pglockstep.config.sections import LinkConfig
-from pglockstep.config.values import parse_table_name
 from pglockstep.errors import EXIT_OK, UsageProblem
 from pglockstep.link.link import Link
 from pglockstep.observe import logs
@@ -81,7 +79,7 @@ def _allow(links: tuple[str, ...], table: str, rows: int, how_long: str, as_json
 
     Up to so many rows, all together, whatever takes them: DELETE, TRUNCATE, UPDATE or DROP.
     """
-    name, duration = _table(table), _duration(how_long)
+    name, duration = options.table(table, "--table: "), _duration(how_long)
     state, chosen = _opened(Settings(**common), links)
     if len(chosen) > 1:
         names = ", ".join(link.config.name for link in chosen)
@@ -137,13 +135,6 @@ def _opened(settings: Settings, names: tuple[str, ...]) -> tuple[StateDirectory,
     state = StateDirectory(config.state_dir)
     state.create()
     return state, [Link(each, state) for each in chosen]
-
-
-def _table(text: str) -> QualifiedName:
-    try:
-        return QualifiedName(*parse_table_name(text))
-    except Wrong as error:
-        raise UsageProblem(f"--table: {error}", hint=error.hint) from None
 
 
 def _duration(text: str) -> Duration:

@@ -112,7 +112,7 @@ def _restore(id: str, yes: bool, as_json: bool, **common: Any) -> int:
 @options.yes
 @options.as_json
 def _reject(id: str, yes: bool, as_json: bool, **common: Any) -> int:
-    """Leave both ends as they are: the tables of the incident do not follow any more, until all is copied anew.
+    """Leave both ends as they are: the tables of the incident do not follow any more, until resync.
 
     Returns when it is done. Ctrl-C does not take the decision back.
     """

@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "Every link at a glance.",
     "incidents": "What the guard stopped, and the decision.",
     "guard": "Announce a purge before it happens.",
+    "resync": "Make tables what the source has, and let them follow again.",
     "journal": "What was received, transaction by transaction.",
     "teardown": "Remove everything of ours from both ends; never your tables or rows.",
 }

@@ -11,9 +11,12 @@ import click
 import msgspec
 
 from pglockstep.config import places
+from pglockstep.config.reader import Wrong
 from pglockstep.config.sections import Config, LinkConfig
 from pglockstep.config.unbuilt import refuse_unbuilt
+from pglockstep.config.values import parse_table_name
 from pglockstep.errors import ConfigError, UsageProblem
+from pglockstep.postgres.names import QualifiedName
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -120,3 +123,11 @@ def yes(command: F) -> F:
 def links(command: F) -> F:
     """Add the names of links."""
     return click.argument("links", nargs=-1, metavar="[LINK]...")(command)
+
+
+def table(text: str, where: str = "") -> QualifiedName:
+    """A table as it was typed, in SQL's own spelling; raises `UsageProblem`, which begins with `where`."""
+    try:
+        return QualifiedName(*parse_table_name(text))
+    except Wrong as error:
+        raise UsageProblem(f"{where}{error}", hint=error.hint) from None

@@ -145,6 +145,15 @@ async def create_publication(conn: AsyncConnection, end: End, name: str, tables:
         await conn.execute(sql.SQL("CREATE PUBLICATION {}{}").format(sql.Identifier(name), what))
 
 
+async def publish(conn: AsyncConnection, end: End, name: str, tables: Iterable[QualifiedName]) -> None:
+    """Publish these tables as well, each by itself."""
+    published = sql.SQL(", ").join(sql.SQL("ONLY {}").format(table.sql()) for table in tables)
+    with translate(end):
+        await conn.execute(
+            sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(name), published)
+        )
+
+
 async def drop_slot(conn: AsyncConnection, end: End, name: str) -> None:
     """Drop the slot if it is there. Whoever calls holds the link's lock, so a session still using it is a dead one's."""
     with translate(end):

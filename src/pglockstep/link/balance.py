@@ -38,7 +38,8 @@ class Balance:
     """What a heal over `conn` did to each table, judged before its commit.
 
     `named`: tables of which it is known that they were harmed, or that somebody has decided to restore. `time`: the source's
-    clock, in microseconds since 2000. `compares`: nothing is to be changed.
+    clock, in microseconds since 2000. `again`: tables that are to follow again, of which so many rows may be gone or changed as
+    a person has `confirmed`. `compares`: nothing is to be changed.
     """
 
     def __init__(
@@ -48,14 +49,16 @@ class Balance:
         named: Collection[QualifiedName],
         time: int,
         *,
-        exempt: Collection[QualifiedName] = (),
+        again: Collection[QualifiedName] = (),
+        confirmed: int = 0,
         compares: bool = False,
     ) -> None:
         self._link = link
         self._conn = conn
         self._named = named
         self._time = time
-        self._exempt = exempt
+        self._again = again
+        self._confirmed = confirmed
         self._compares = compares
         #: how many rows each table held before it was harmed, as far as that is known, and how many it holds now
         self.stood: dict[QualifiedName, int] = {}
@@ -72,12 +75,18 @@ class Balance:
             stood = self._link.gate.stood(name)
             self.rows[name] = now
             self.stood[name] = stood = before if stood is None else stood
-            if name in self._exempt:
+            if name in self._again:
                 continue
             if self._is_too_much(name, stood, now, whole=before >= stood):
                 sentence = f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
                 which = intact if before >= stood and name not in self._named else harmed
                 which[name] = sentence
+        removed = sum(done.removed for name, done in mended.items() if name in self._again)
+        if removed > self._confirmed:
+            raise TooMuchLost(
+                f"{counted(removed, 'row')} of the target's would be gone or changed, and {self._confirmed} were confirmed",
+                hint="the same command again tells the number of now",
+            )
         if harmed:
             raise lost_on_both(harmed)
         if intact:

@@ -14,16 +14,18 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.errors import DecisionRefused, EndError, LockstepError, NotInJournal, TooMuchLost
-from pglockstep.guard import restore_journal, source_tables, watch
+from pglockstep.guard import restore_journal, watch
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import told
-from pglockstep.link import healing, looking, pinning, remembering, session, survey, takeover
+from pglockstep.link import healing, looking, pinning, remembering, resync, session, survey, takeover
+from pglockstep.link.drops import follow
 from pglockstep.link.link import Link, demand_progress
 from pglockstep.link.noting import noted
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
-from pglockstep.postgres.connect import End, answered, connect, ends, translate
+from pglockstep.observe.requests import Resync
+from pglockstep.postgres.connect import End, answered, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying, detached, restoring
 from pglockstep.progress import source_tables as followed
@@ -121,6 +123,9 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
                 await _carry_out(link, conn, target, incident)
         await healing.settle(link, conn, target, seen)
         demand_decided(link)
+        if await resync.carry_out(link, conn, target):
+            # how the target stands has changed since it was looked at
+            seen = None
         if seen is not None:
             with answered(target, conn), translate(target):
                 await looking.forget_what_is_harmless(link, conn, seen)
@@ -184,7 +189,7 @@ async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, inci
     link.gate.forget(tables)
     names = ", ".join(map(str, tables))
     link.incidents.concluded(
-        incident.id, "rejected", f"{names}: not followed any more until all is copied anew"
+        incident.id, "rejected", f"{names}: not followed any more until pglockstep resync"
     )
     log.warning(
         "incident %s was rejected: %s not followed any more",
@@ -203,7 +208,7 @@ async def _restore(
     for attempt in range(1, _ATTEMPTS + 1):
         outcome = await restore(source, target, await _order(link, conn, target, record, incident))
         if incident.kind == "drop":
-            await _follow(conn, target, source, tables)
+            await follow(conn, target, source, tables)
         try:
             await healing.heal(link, conn, target, frozenset(tables))
             break
@@ -216,20 +221,6 @@ async def _restore(
             await asyncio.sleep(attempt)
     link.incidents.concluded(incident.id, "restored", told(outcome))
     log.info("incident %s: %s", incident.id, told(outcome), extra=link.about("guard.restored"))
-
-
-async def _follow(
-    conn: AsyncConnection[TupleRow], target: End, source: End, tables: Sequence[QualifiedName]
-) -> None:
-    """Tables that are on the source again are followed as what they are now."""
-    there = await connect(source, "catalog")
-    try:
-        with translate(source):
-            now = await source_tables.read(there)
-    finally:
-        await there.close()
-    with translate(target):
-        await followed.note(conn, {name: now[name] for name in tables if name in now})
 
 
 async def _order(
@@ -300,15 +291,37 @@ def _tables(incident: Incident) -> list[QualifiedName]:
 async def carry_out(link: Link, incident: Incident) -> Incident:
     """Carry the decision on `incident` out while no daemon runs; the incident as it is then."""
     try:
-        async with healing.opened_ends(link, "decide") as both:
-            if not await session.take_lock(both.target_conn, both.target):
-                raise needs_decision(incident)
-            await takeover.settle(link, both)
-            await healing.stand_again(link, both.target_conn, both.target)
-            await settle(link, both.target_conn, both.target)
+        await _work_off(link)
     except LockstepError:
         found = _outcome(link.incidents, incident)
         if found is None:
             raise
         return found
     return _outcome(link.incidents, incident) or link.incidents.get(incident.id)
+
+
+async def resynced(link: Link, request: Resync) -> Resync:
+    """The request once it has been carried out; raises `DecisionRefused` if it could not be.
+
+    A daemon on this machine is waited for as long as it lives; without one it is done here. Whoever is interrupted leaves the
+    request standing.
+    """
+    while link.state.daemon_pid(link.key) is not None:
+        if (found := resync.outcome(link, request)) is not None:
+            return found
+        await asyncio.sleep(_LOOK)
+    if (found := resync.outcome(link, request)) is None:
+        await _work_off(link)
+        found = resync.outcome(link, request)
+    assert found is not None
+    return found
+
+
+async def _work_off(link: Link) -> None:
+    """Do what was decided and asked for, while no daemon runs. Raises `LinkHeld` if somebody else has the lock."""
+    async with healing.opened_ends(link, "decide") as both:
+        await session.demand_lock(both.target_conn, both.target)
+        await takeover.settle(link, both)
+        await healing.stand_again(link, both.target_conn, both.target)
+        await settle(link, both.target_conn, both.target)
+        link.gate.save()

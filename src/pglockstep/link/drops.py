@@ -150,3 +150,17 @@ async def _drop(conn: AsyncConnection[TupleRow], target: End, names: Sequence[Qu
             f"what was dropped on the source is needed by something else on the target: {one_line(detail)}",
             hint="drop that on the target by hand; the link then goes on",
         ) from error
+
+
+async def follow(
+    conn: AsyncConnection[TupleRow], target: End, source: End, tables: Sequence[QualifiedName]
+) -> None:
+    """Tables that are on the source again are followed as what they are now."""
+    session = await connect(source, "catalog")
+    try:
+        with translate(source):
+            now = await there.read(session)
+    finally:
+        await session.close()
+    with translate(target):
+        await followed.note(conn, {name: now[name] for name in tables if name in now})

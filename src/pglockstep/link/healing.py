@@ -178,7 +178,7 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
         assert seen is not None
         healing = [noted(link, seen.suspicion, seen.at)]
     link.memory.failures = 0
-    what = _told(healed)
+    what = told(healed)
     for each in healing:
         link.incidents.concluded(each.id, "healed", what, tables=_losses(each, healed, stood))
     if healing:
@@ -237,11 +237,13 @@ async def heal(
     named: Collection[QualifiedName] | None = None,
     follow_again: Collection[QualifiedName] = (),
     compares: bool = False,
+    confirmed: int = 0,
 ) -> tuple[Healed, Mapping[QualifiedName, int]]:
     """Make these tables, or all, what they are on the source, exactly; the stream then skips what they hold.
 
     Returns what was done, and how many rows each table held before it was harmed. `seen`: what is dealt with by it. Tables beyond
-    the `named` that only the source has lost are left to the stream. `follow_again`: tables that were detached. Raises
+    the `named` that only the source has lost are left to the stream. `follow_again`: tables that were detached; of them so
+    many rows may be gone or changed as a person has `confirmed`. Raises
     `TooMuchLost`, with nothing changed, where tables would end with fewer rows than the rules allow; else the ends' errors.
     """
     known = link.memory.known()
@@ -288,7 +290,7 @@ async def heal(
         after[:] = [await standing(link, conn, (followed | set(follow_again)) - detach, stays_apart)]
 
     while True:
-        balance = Balance(link, conn, named, time, exempt=follow_again, compares=compares)
+        balance = Balance(link, conn, named, time, again=follow_again, confirmed=confirmed, compares=compares)
         chosen = None if suspects is None else suspects - aside
         wish = Wish(frozenset(left_out | aside), chosen, _one_mode(link, there.keys() - left_out), judge)
         try:
@@ -375,7 +377,7 @@ def _losses(incident: Incident, healed: Healed, stood: Mapping[QualifiedName, in
     return tuple(found[name] for name in sorted(found))
 
 
-def _told(healed: Healed) -> str:
+def told(healed: Healed) -> str:
     """What came of a heal, in a sentence. Pure."""
     parts = [f"{counted(healed.put_back, 'row')} put back"]
     if healed.removed:

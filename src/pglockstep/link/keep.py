@@ -37,7 +37,7 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import healing, identities, pinning, retention, session, takeover, unpublished
+from pglockstep.link import healing, identities, pinning, resync, retention, session, takeover, unpublished
 from pglockstep.link.attempts import pause, worth_another_try
 from pglockstep.link.decisions import is_healing, must_wait, settle
 from pglockstep.link.drops import Drops
@@ -158,6 +158,7 @@ class Keeper:
                     )
                     tasks.create_task(retention.watch_room(self._link, journal), name="room")
                     tasks.create_task(self._watch.run(), name="watch")
+                    tasks.create_task(resync.look(self._link, lambda: self._outlet), name="requests")
                     await self._report()
             except BaseExceptionGroup as group:
                 raise first_of(group) from group

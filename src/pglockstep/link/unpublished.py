@@ -36,7 +36,8 @@ async def watch(
         else:
             if silent and silent != said:
                 log.warning(
-                    "not in the stream, so the target does not follow them: %s (unlogged, made after the copy, or taken out)",
+                    "not in the stream, so the target does not follow them: %s (unlogged, taken out, or made after the copy: "
+                    "those come in by pglockstep resync)",
                     ", ".join(silent[:10]),
                     extra=link.about("stream.unpublished"),
                 )

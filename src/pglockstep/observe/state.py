@@ -43,6 +43,12 @@ _LASTING: tuple[Format, ...] = (
     ("CREATE TABLE target (key TEXT PRIMARY KEY, body BLOB NOT NULL)",),
     # who a link's ends were when all was well
     ("CREATE TABLE pinned (key TEXT PRIMARY KEY, body BLOB NOT NULL)",),
+    # what a person asked for
+    (
+        """CREATE TABLE request (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, open INTEGER NOT NULL, body BLOB NOT NULL
+        )""",
+    ),
 )
 
 
