@@ -63,6 +63,9 @@ def pytest_configure() -> None:
     """The tests must not follow the settings of whoever runs them, but for which form of the code they test."""
     for key in [key for key in os.environ if key.startswith("PG") and key != compiled.INTERPRETED]:
         del os.environ[key]
+    # an installed command has its bytecode; without it each of the thousands of starts compiles every module anew
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     # how long an example takes says more of the machine than of the code
     settings.register_profile("unhurried", deadline=None)
     settings.load_profile("unhurried")
@@ -72,13 +75,20 @@ def pytest_configure() -> None:
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "the condition") -> T:
-    """What `condition` returns as soon as that is true; fails the test after `timeout` seconds."""
+    """What `condition` returns as soon as that is true; fails the test after `timeout` seconds.
+
+    It is asked again after a pause as long as the answer took: a command that is run for it leaves half of a core to
+    those that are waited for.
+    """
     deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        if time.monotonic() > deadline:
+    while True:
+        asked = time.monotonic()
+        if found := condition():
+            return found
+        now = time.monotonic()
+        if now > deadline:
             pytest.fail(f"waited {timeout:g} s in vain for {what}")
-        time.sleep(0.02)
-    return found
+        time.sleep(min(max(0.02, now - asked), 0.25))
 
 
 # --- servers ---------------------------------------------------------------------------------------

@@ -18,9 +18,6 @@ from fix_workload import SCHEMA, workload
 
 pytestmark = pytest.mark.unguarded
 
-#: Where kills fall, as shares of the time that an undisturbed copy takes.
-_KILLS = 8
-
 
 @contextlib.contextmanager
 def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
@@ -106,8 +103,9 @@ def test_tables_made_and_dropped_meanwhile(pair: Pair, cli: Cli) -> None:
         assert once(cli, pair)["verdict"] == "identical"
 
 
-def test_killed_at_any_moment(pair: Pair, cli: Cli) -> None:
-    """kill -9 anywhere in a copy; the next `once` takes back what that one left and ends with two identical ends."""
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_killed_at_any_moment(pair: Pair, cli: Cli, kills: int) -> None:
+    """kill -9 in each share of a copy; the next `once` takes back what that one left and ends with two identical ends."""
     source = pair.on_source()
     source.execute("CREATE SCHEMA app; CREATE TABLE app.keyless (v text, n int)")
     source.execute("INSERT INTO app.keyless SELECT md5(n::text), n FROM generate_series(1, 50000) AS n")
@@ -126,13 +124,13 @@ def test_killed_at_any_moment(pair: Pair, cli: Cli) -> None:
     whole = time.monotonic() - began
     teardown = ("teardown", "--source", pair.source, "--target", pair.target, "--yes")
     chance = random.Random()
-    for kill in range(_KILLS):
+    for kill in range(kills):
         with connect(pair.target) as target:
             done = cli(*teardown)
             assert done.returncode == 0, done.stderr
             target.execute("DROP SCHEMA IF EXISTS app CASCADE")
         process = cli.start("once", "--source", pair.source, "--target", pair.target)
-        moment = whole * (kill + chance.random()) / _KILLS
+        moment = whole * (kill + chance.random()) / kills
         time.sleep(moment)
         process.kill()
         process.wait()

@@ -17,9 +17,6 @@ from fix_workload import SCHEMA, workload
 
 pytestmark = pytest.mark.unguarded
 
-#: Where kills fall, as shares of the time that an undisturbed copy takes.
-_KILLS = 10
-
 #: Tables of several kinds and sizes; `big` is cut into parts. Foreign keys go from early to late tables and back.
 TABLES = """
 CREATE SCHEMA app;
@@ -102,8 +99,10 @@ def cut_off(cli: Cli, pair: Pair, tables: int) -> dict[str, Arrived]:
     return wait_until(lambda: arrived(target), what="what has arrived")
 
 
-def test_killed_at_random_moments(pair: Pair, cli: Cli) -> None:
-    """kill -9 at ten moments, writers at work before, between and after: identical, and what had arrived is not copied again."""
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_killed_at_random_moments(pair: Pair, cli: Cli, kills: int) -> None:
+    """kill -9 in each share of a copy, writers at work all the while: identical, and what had arrived is not copied again."""
     source = pair.on_source()
     source.execute(TABLES.encode())
     before = identities(source)
@@ -111,10 +110,10 @@ def test_killed_at_random_moments(pair: Pair, cli: Cli) -> None:
     once(cli, pair)
     whole = time.monotonic() - began
     chance = random.Random()
-    for kill in range(_KILLS):
+    for kill in range(kills):
         emptied(cli, pair)
         process = start(cli, pair)
-        moment = whole * (kill + chance.random()) / _KILLS
+        moment = whole * (kill + chance.random()) / kills
         deadline = time.monotonic() + moment
         while time.monotonic() < deadline:
             write(source, chance)

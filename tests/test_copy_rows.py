@@ -7,6 +7,7 @@ import contextlib
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from fix_copy import nothing_left, once, refused
 from fix_servers import Cli, Pair, connect, on_all_pairs
@@ -187,12 +188,15 @@ def test_settings_of_a_database_change_nothing(pair: Pair, cli: Cli, end: str) -
             )
     link = once(cli, pair)
     assert (link["verdict"], link["copied_rows"]) == ("identical", rows)
-    with connect(pair.source) as source, connect(pair.target) as target:
+    # from its first statement on, which a busy machine may take longer over than the database allows
+    patient = {"options": "-c statement_timeout=0"}
+    with (
+        connect(make_conninfo(pair.source, **patient)) as source,
+        connect(make_conninfo(pair.target, **patient)) as target,
+    ):
         # whoever looks now looks with the same eyes at both
         for conn in (source, target):
-            conn.execute(
-                "RESET ALL; SET statement_timeout = 0; SET search_path = public; SET client_encoding = 'UTF8'"
-            )
+            conn.execute("RESET ALL; SET search_path = public; SET client_encoding = 'UTF8'")
             conn.execute(
                 "SET datestyle = 'ISO'; SET timezone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = 'hex'"
             )

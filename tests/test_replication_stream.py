@@ -6,11 +6,10 @@ import asyncio
 import os
 import select
 import time
-from array import array
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from fcntl import ioctl
-from termios import FIONREAD
+from socket import MSG_DONTWAIT, MSG_PEEK
+from socket import socket as Socket
 
 import psycopg
 import pytest
@@ -174,7 +173,7 @@ def test_the_end_lies_behind_what_piled_up(
     async def receive(rows: int) -> list[int]:
         async with streaming(through(proxy, server, source)) as stream:
             socket = stream.conn.pgconn.socket
-            _arrived(socket, rows * 300)
+            _arrived(socket, b"%d" % (-1001 * rows))
             proxy.cut()
             _hung_up(socket)
             found: list[int] = []
@@ -219,15 +218,16 @@ def _is_open(number: int) -> bool:
     return True
 
 
-def _arrived(socket: int, size: int) -> None:
-    """Wait until so many bytes are in the socket."""
+def _arrived(number: int, last: bytes) -> None:
+    """Wait until the row with this id is in the socket, and so all that come before it."""
+    with Socket(fileno=os.dup(number)) as same:
 
-    def enough() -> bool:
-        there = array("i", [0])
-        ioctl(socket, FIONREAD, there)
-        return there[0] >= size
+        def there() -> bool:
+            with suppress(BlockingIOError):
+                return last in same.recv(1 << 20, MSG_PEEK | MSG_DONTWAIT)
+            return False
 
-    wait_until(enough, 10, "the source to send")
+        wait_until(there, 10, "the source to send")
 
 
 def _hung_up(socket: int) -> None:

@@ -43,7 +43,8 @@ class Daemon:
         if self.process.poll() is not None:
             output = self.process.stdout.read() if self.process.stdout else ""
             raise AssertionError(f"the daemon ended with {self.process.returncode}: {output}")
-        return bool(self.status()["daemon_alive"] and self.status()["state"] in self._states)
+        status = self.status()
+        return bool(status["daemon_alive"] and status["state"] in self._states)
 
     def status(self) -> dict[str, Any]:
         done = self._cli("status", *self._ends, "--json")
