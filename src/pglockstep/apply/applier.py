@@ -190,9 +190,8 @@ class Applier:
         self.builder.announce(msgspec.structs.replace(relation, schema=name.schema, name=name.name))
 
     def _name_here(self, relation: Relation) -> QualifiedName:
-        """The target's table: of the same name, or what follows a table that has been renamed since."""
-        name = QualifiedName(relation.schema, relation.name)
-        return name if name in self._tables else self._followed.get(relation.relation_id, name)
+        """The target's table: what follows this very table, whatever it and others are called by now; else that of its name."""
+        return self._followed.get(relation.relation_id) or QualifiedName(relation.schema, relation.name)
 
     def _table(self, name: QualifiedName) -> Table:
         if name not in self._tables:

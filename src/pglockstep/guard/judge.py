@@ -33,10 +33,14 @@ _NAMED = 3
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """A published table that the source no longer has as it was; `how` completes "was …": dropped, renamed, replaced."""
+    """A published table that the source no longer has as it was; `how` completes "was …": dropped, renamed, replaced.
+
+    `now`: the name that it was given.
+    """
 
     name: QualifiedName
     how: str = "dropped"
+    now: QualifiedName | None = None
 
 
 class _Large:

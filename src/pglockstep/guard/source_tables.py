@@ -32,7 +32,7 @@ def gone(known: Mapping[QualifiedName, int], now: Mapping[QualifiedName, int]) -
         if now.get(name) == oid:
             continue
         if oid in by_oid:
-            found.append(Gone(name, f"renamed to {by_oid[oid]}"))
+            found.append(Gone(name, f"renamed to {by_oid[oid]}", by_oid[oid]))
         else:
             found.append(Gone(name, "replaced by another of its name" if name in now else "dropped"))
     return found

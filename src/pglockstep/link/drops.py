@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psycopg
 from psycopg import AsyncConnection, sql
@@ -18,6 +18,7 @@ from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.errors import ApplyRefused, LockstepError, TargetError, one_line
 from pglockstep.guard import source_tables as there
 from pglockstep.guard.judge import Gone
+from pglockstep.link import remembering
 from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.session import source_clock
@@ -119,18 +120,29 @@ class Drops:
         incident = await self._link.gate.dropped(gone, progress, self._seen_at)
         if incident is not None:
             raise needs_decision(incident)
-        if renamed := next((each for each in gone if each.how.startswith("renamed")), None):
-            now = renamed.how.removeprefix("renamed to ")
-            raise ApplyRefused(
-                f"table {renamed.name} was {renamed.how} on the source, and what is not followed by its name is lost",
-                hint=f"give it its name back there, or leave it out with exclude = ['{renamed.name}'] and copy {now} anew",
-            )
-        names = [each.name for each in gone]
-        await _drop(conn, target, names)
-        for name in names:
-            self._known.pop(name, None)
-        said = ", ".join(map(str, names))
-        log.warning("dropped on the target as on the source: %s", said, extra=self._link.about("drops.done"))
+        for each in gone:
+            if each.now is not None and not self._link.selection.carries(*each.now):
+                raise ApplyRefused(
+                    f"table {each.name} was {each.how} on the source, and the link does not carry a table of that name",
+                    hint="give it its name back there, or have include and exclude carry the new one",
+                )
+        renamed = {each.name: each.now for each in gone if each.now is not None}
+        names = [each.name for each in gone if each.now is None]
+        if names:
+            await _drop(conn, target, names)
+        moved = {name: (now, self._known[name]) for name, now in renamed.items()}
+        if moved:
+            await _rename(conn, target, moved)
+        for each in gone:
+            self._known.pop(each.name, None)
+        self._known.update(moved.values())
+        said = ", ".join(
+            [f"{name} dropped" for name in names]
+            + [f"{name} renamed to {now}" for name, now in renamed.items()]
+        )
+        log.warning("on the target as on the source: %s", said, extra=self._link.about("drops.done"))
+        with translate(target):
+            await remembering.remember(self._link, conn)
 
 
 async def _drop(conn: AsyncConnection[TupleRow], target: End, names: Sequence[QualifiedName]) -> None:
@@ -150,6 +162,52 @@ async def _drop(conn: AsyncConnection[TupleRow], target: End, names: Sequence[Qu
             f"what was dropped on the source is needed by something else on the target: {one_line(detail)}",
             hint="drop that on the target by hand; the link then goes on",
         ) from error
+
+
+async def _rename(
+    conn: AsyncConnection[TupleRow], target: End, tables: Mapping[QualifiedName, tuple[QualifiedName, int]]
+) -> None:
+    """Give tables of the target the names that they have on the source, and follow them under these, by the source's OIDs.
+
+    By way of names that no table has: two tables may have changed places. A schema that the target lacks is made.
+    """
+    try:
+        with translate(target):
+            async with conn.transaction():
+                for name, (_, oid) in tables.items():
+                    await conn.execute(
+                        sql.SQL("ALTER TABLE {} RENAME TO {}").format(
+                            name.sql(), sql.Identifier(_between(oid))
+                        )
+                    )
+                for name, (now, oid) in tables.items():
+                    between = QualifiedName(name.schema, _between(oid))
+                    if now.schema != name.schema:
+                        await conn.execute(
+                            sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(now.schema))
+                        )
+                        await conn.execute(
+                            sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
+                                between.sql(), sql.Identifier(now.schema)
+                            )
+                        )
+                        between = QualifiedName(now.schema, between.name)
+                    await conn.execute(
+                        sql.SQL("ALTER TABLE {} RENAME TO {}").format(between.sql(), sql.Identifier(now.name))
+                    )
+                await followed.forget(conn, tables)
+                await followed.note(conn, dict(tables.values()))
+    except TargetError as error:
+        if error.transient or not isinstance(error.__cause__, psycopg.Error):
+            raise
+        raise ApplyRefused(
+            f"the target cannot follow what was renamed on the source: {error.message}",
+            hint="rename it there by hand, or what is in its way; the link then goes on",
+        ) from error
+
+
+def _between(oid: int) -> str:
+    return f"pglockstep_renamed_{oid}"
 
 
 async def follow(
