@@ -262,7 +262,7 @@ class Small(Shop):
 
 
 @pytest.mark.parametrize(
-    "examples", [4, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+    "examples", [2, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
 )
 def test_what_the_target_commits_keeps_to_the_rules(pair: Pair, cli: Cli, examples: int) -> None:
     """It is the source as it was before the first transaction that breaks a rule, or is all of it where none does."""

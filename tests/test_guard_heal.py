@@ -221,6 +221,7 @@ def test_a_role_that_may_not_act_as_a_replica_is_known_by_its_token(
     demand_twins(cli, bare)
 
 
+@pytest.mark.soak
 @on_15_and_18
 def test_how_soon_a_small_table_is_back(cli: Cli, pair: Pair) -> None:
     """22 rows of "User", wiped in each way on a server where NOTIFY may be used, under load; the times are printed."""

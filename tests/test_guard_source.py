@@ -26,7 +26,13 @@ WIPES = {
 }
 
 
-@pytest.mark.parametrize("wipe", WIPES)
+#: the others in the long tests
+QUICK = ("delete", "truncate", "update", "schema", "replace")
+
+
+@pytest.mark.parametrize(
+    "wipe", [pytest.param(each, marks=[] if each in QUICK else pytest.mark.soak) for each in WIPES]
+)
 def test_held_and_restored(pair: Pair, cli: Cli, wipe: str) -> None:
     """The target keeps every row, everybody is told, and one command gives the source back all it lost; nothing since is lost."""
     statements, kind = WIPES[wipe]

@@ -21,9 +21,14 @@ pytestmark = pytest.mark.unguarded
 
 __all__ = ["make_role"]
 
+#: the newest; the other one in the long tests
 on_15_and_18 = pytest.mark.parametrize(
     "pair",
-    [(each, each) for each in (15, 18) if each in majors],
+    [
+        pytest.param((each, each), marks=[] if each == majors[-1] else pytest.mark.soak)
+        for each in (15, 18)
+        if each in majors
+    ],
     indirect=True,
     ids=lambda pair: str(pair[0]),
 )
@@ -298,6 +303,7 @@ def test_a_target_of_the_first_format_is_upgraded(guarded: Guarded, pair: Pair) 
     assert len(noted(guarded)) == 1
 
 
+@pytest.mark.soak
 @on_15_and_18
 def test_how_soon_it_is_noticed(guarded: Guarded, pair: Pair) -> None:
     """Ten foreign updates, each told of; the median is printed."""

@@ -59,11 +59,15 @@ def test_many_transactions_are_one_incident_and_none_is_forgotten(pair: Pair, cl
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
-        (["DROP TABLE visit"], "drop"),
+        pytest.param(["DROP TABLE visit"], "drop", marks=pytest.mark.soak),
         (["ALTER TABLE item DROP COLUMN price"], "drop"),
-        (["ALTER TABLE visit RENAME TO gone"], "drop"),
+        pytest.param(["ALTER TABLE visit RENAME TO gone"], "drop", marks=pytest.mark.soak),
         (["DROP SCHEMA pglockstep CASCADE", "DELETE FROM visit"], "drop"),
-        (["DROP TABLE pglockstep.foreign_write CASCADE", "DELETE FROM visit"], "drop"),
+        pytest.param(
+            ["DROP TABLE pglockstep.foreign_write CASCADE", "DELETE FROM visit"],
+            "drop",
+            marks=pytest.mark.soak,
+        ),
         (["TRUNCATE visit"], "truncate"),
     ],
 )
@@ -243,8 +247,18 @@ def test_a_loss_on_both_ends_that_was_meant(pair: Pair, cli: Cli) -> None:
     assert shop.command("guard", "list")["allowances"][0]["used"] == 400
 
 
-@pytest.mark.parametrize("failpoint", ["heal.begun", "heal.commit", "heal.committed"])
-@pytest.mark.parametrize("what", ["DELETE FROM visit", "DROP SCHEMA pglockstep CASCADE"])
+@pytest.mark.parametrize(
+    ("what", "failpoint"),
+    [
+        ("DELETE FROM visit", "heal.committed"),
+        ("DROP SCHEMA pglockstep CASCADE", "heal.commit"),
+        *(
+            pytest.param(what, failpoint, marks=pytest.mark.soak)
+            for what in ("DELETE FROM visit", "DROP SCHEMA pglockstep CASCADE")
+            for failpoint in ("heal.begun", "heal.commit", "heal.committed")
+        ),
+    ],
+)
 def test_killed_over_its_heal(pair: Pair, cli: Cli, failpoint: str, what: str) -> None:
     """kill -9 of the daemon at any point of a heal: the next one finds the same harm, and ends the same."""
     shop = Shop(cli, pair)
@@ -459,7 +473,7 @@ def queue(conninfo: str, seconds: float) -> int:
 
 
 @pytest.mark.parametrize(
-    "seconds", [6, pytest.param(300, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+    "seconds", [3, pytest.param(300, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
 )
 def test_no_false_alarm(pair: Pair, cli: Cli, seconds: int) -> None:
     """A queue that is never the same, maintenance, statistics that are reset, a target that crashes: no incident, no compare."""
