@@ -44,6 +44,8 @@ def test_brought_back(pair: Pair, cli: Cli, daemon: bool) -> None:
     rejected(shop, "DELETE FROM visit WHERE n > 100", running=running)
     shop.wipe("INSERT INTO visit VALUES ('later', 1)")
     assert len(shop.target_rows("visit")) == 400
+    assert shop.command("status")["links"][0]["detached"] == ["public.visit"]
+    assert "public.visit: not followed any more, until pglockstep resync" in cli("status").stdout
     message, hint = refused(cli("resync", "public.visit", "--yes"), 2)
     assert "takes 300 rows from the target" in message
     assert "--rows 300" in hint
@@ -63,6 +65,7 @@ def test_brought_back(pair: Pair, cli: Cli, daemon: bool) -> None:
     )
     assert shop.target_rows("visit") == shop.source_rows("visit")
     follows(shop, running)
+    assert shop.command("status")["links"][0]["detached"] == []
     # nothing to do, and nothing to confirm but that
     done = cli("resync", "public.visit", "--yes")
     assert done.returncode == 0, done.stderr

@@ -187,7 +187,9 @@ def _means(incident: Incident, verb: Verb) -> list[str]:
         ]
     return {
         "approve": [
-            f"it was meant: this once it is let through, and the target loses {_these(incident)} too",
+            "it was meant: what was dropped there is dropped on the target as well, what was renamed there is renamed"
+            if incident.kind == "drop"
+            else f"it was meant: this once it is let through, and the target loses {_these(incident)} too",
             "with --remember the same may happen again, up to so many rows; pglockstep guard list shows it",
         ],
         "restore": [

@@ -12,6 +12,7 @@ from pglockstep.cli import options
 from pglockstep.cli.each import for_each
 from pglockstep.cli.options import Settings
 from pglockstep.errors import EXIT_DIFFERS, EXIT_OK
+from pglockstep.findings import listed
 from pglockstep.link.link import Link
 from pglockstep.link.overview import EndOverview, JournalOverview, LinkOverview, overview
 from pglockstep.units import human_bytes
@@ -60,6 +61,8 @@ def _sentences(found: LinkOverview) -> list[str]:
     if found.reason:
         lines.append(f"  why      {found.reason}")
     lines.append(f"  guard    {_guard(found)}")
+    if found.detached:
+        lines.append(f"  apart    {listed(found.detached)}: not followed any more, until pglockstep resync")
     lines.append(f"  source   {_end(found.source)}")
     lines.append(f"  target   {_end(found.target)}")
     if found.applied_lsn:

@@ -20,6 +20,7 @@ from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.state import LinkStatus, StateDirectory
 from pglockstep.postgres import privileges, slots
 from pglockstep.postgres.connect import End, connect, describe, ends, fingerprint, translate
+from pglockstep.progress import detached as detached_tables
 from pglockstep.progress import target as progress
 from pglockstep.progress.slots import near_limit, slot_lost
 from pglockstep.progress.target import Holder, LinkRecord, slot_name
@@ -90,8 +91,10 @@ class LinkOverview(msgspec.Struct, kw_only=True):
     rows_per_second: float = 0.0
     tables: int | None = None
     rows: int | None = None
-    #: watching, idle (nothing is at work), or which incident holds the link or is being healed
+    #: nothing is held, or which incident holds the link or is being healed
     guard: str
+    #: tables that do not follow any more: an incident of theirs was rejected
+    detached: list[str] = []
     open_incidents: int = 0
     last_verified: LastVerified
     last_backup: LastBackup
@@ -109,7 +112,9 @@ class LinkOverview(msgspec.Struct, kw_only=True):
 async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
     """Ask both ends and the state directory; an end that does not answer is told, not raised."""
     source_end, target_end = ends(link)
-    source, (target, record, holder) = await asyncio.gather(_source(source_end), _target(target_end))
+    source, (target, record, holder, detached) = await asyncio.gather(
+        _source(source_end), _target(target_end)
+    )
     key = fingerprint(link.source, link.target)
     status = state.load(key) or LinkStatus()
     link_id = record.id if record else "" if target.reachable else status.link_id
@@ -132,6 +137,7 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
         tables=status.tables,
         rows=status.rows,
         guard=told(incidents, otherwise="nothing is held"),
+        detached=detached,
         open_incidents=len(incidents),
         last_verified=LastVerified(status.verified_at, status.verdict),
         last_backup=LastBackup(),
@@ -207,19 +213,21 @@ async def _source(end: End) -> EndOverview:
     return found
 
 
-async def _target(end: End) -> tuple[EndOverview, LinkRecord | None, Holder | None]:
+async def _target(end: End) -> tuple[EndOverview, LinkRecord | None, Holder | None, list[str]]:
     found = EndOverview(where=describe(end.conninfo))
     try:
         conn = await connect(end, "status")
         try:
             await _introduce(found, end, conn)
             with translate(end):
-                return found, await progress.read(conn), await progress.holder(conn)
+                record = await progress.read(conn)
+                apart = [] if record is None else await detached_tables.listed(conn)
+                return found, record, await progress.holder(conn), [str(each) for each in apart]
         finally:
             await conn.close()
     except LockstepError as error:
         found.error = error.message
-    return found, None, None
+    return found, None, None, []
 
 
 async def _introduce(found: EndOverview, end: End, conn: AsyncConnection[TupleRow]) -> None:

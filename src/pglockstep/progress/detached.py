@@ -17,6 +17,12 @@ async def read(conn: AsyncConnection) -> dict[QualifiedName, str]:
     return {QualifiedName(schema, name): incident async for schema, name, incident in cursor}
 
 
+async def listed(conn: AsyncConnection) -> list[QualifiedName]:
+    """The tables, also where our schema is of an older version, or is not whole. Raises psycopg's errors."""
+    cursor = await conn.execute("SELECT pg_catalog.to_regclass('pglockstep.detached') IS NOT NULL")
+    return list(await read(conn)) if await cursor.fetchone() == (True,) else []
+
+
 async def detach(conn: AsyncConnection, tables: Iterable[QualifiedName], incident: str) -> None:
     """Let these tables not follow any more. Raises psycopg's errors."""
     async with conn.transaction():
