@@ -171,7 +171,15 @@ async def look(link: Link, outlet: Callable[[], Outlet | None]) -> None:
     while True:
         await asyncio.sleep(_LOOK_EVERY)
         applying = outlet()
-        if applying is not None and (waiting := Requests(link.state).waiting(link.key)):
+        if applying is None:
+            continue
+        try:
+            waiting = Requests(link.state).waiting(link.key)
+        except LockstepError as error:
+            # a state directory that is gone is told of by the journal, which knows what is lost with it
+            log.debug("requests were not read: %s", error, extra=link.about("resync.failed"))
+            continue
+        if waiting:
             names = listed(waiting[0].tables)
             applying.stop(LookAgain(f"{names}: to be made what the source has, asked for by {waiting[0].by}"))
 
