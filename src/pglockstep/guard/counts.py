@@ -10,7 +10,7 @@ import msgspec
 
 from pglockstep.config.sections import GuardConfig
 from pglockstep.guard.policy import UNLIMITED, Rules
-from pglockstep.guard.window import Window
+from pglockstep.guard.window import STEPS, Window
 from pglockstep.postgres.names import QualifiedName
 
 #: A table that has held rows for so long, in microseconds, is not emptied, however few they are.
@@ -21,7 +21,8 @@ class TableCount(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of a table: `rows` as of `lsn`; None where that is unknown.
 
     `filled_since`: since when it has held any, by the source's clock; None if it holds none. `lost`: how many were lost
-    within the last window, so that losses go on adding up where they were.
+    within the last window, so that losses go on adding up where they were; `lost_at`: when that was so, by the
+    source's clock; None if that is not known.
     """
 
     name: QualifiedName
@@ -29,6 +30,7 @@ class TableCount(msgspec.Struct, frozen=True, kw_only=True):
     lsn: int
     filled_since: int | None = None
     lost: int = 0
+    lost_at: int | None = None
 
 
 class Account:
@@ -40,6 +42,7 @@ class Account:
 
     __slots__ = (
         "_owed",
+        "_owed_at",
         "filled_since",
         "free_changes",
         "free_deletes",
@@ -64,6 +67,7 @@ class Account:
         self.width = self.window.width
         # rows lost within a window that was followed before the count began anew
         self._owed = 0
+        self._owed_at: int | None = None
         #: the step of the clock for which the next two were reckoned
         self.step = -1
         #: so many deletes, and so many changes of rows, break no rule whatever they are
@@ -87,7 +91,11 @@ class Account:
         else:
             rules, rows = self.rules, self.rows
             if self._owed:
-                self.window.note(step, rows + self._owed, rows, 0)
+                if self._owed_at is not None and step - self._owed_at // self.width > STEPS + 1:
+                    # that was another window
+                    self.window = Window(rules.window, rows)
+                else:
+                    self.window.note(step, rows + self._owed, rows, 0)
                 self._owed = 0
             # the last row never goes without a look: the table may have been filled for a day
             least = max(self.least(step), rules.floor, 1)
@@ -123,7 +131,7 @@ class Account:
     def forget(self) -> None:
         """The count is not to be relied on any more; losses go on adding up once there is another."""
         if self.rows >= 0:
-            self._owed = self._lost()
+            self._owed, self._owed_at = self._lost(), self._lost_at()
         self.rows = -1
         self.fresh = False
         self.step = -1
@@ -131,6 +139,10 @@ class Account:
     def _lost(self) -> int:
         """The rows lost within the window so far."""
         return max(self._owed, self.window.stood(self.step) - self.rows) if self.step >= 0 else self._owed
+
+    def _lost_at(self) -> int | None:
+        """When that was so."""
+        return self.step * self.width if self.step >= 0 else self._owed_at
 
     def remembered(self, position: int) -> TableCount:
         """What is to be remembered as of `position`."""
@@ -141,13 +153,14 @@ class Account:
             lsn=max(self.lsn, position),
             filled_since=self.filled_since,
             lost=self._lost() if known else self._owed,
+            lost_at=self._lost_at() if known else self._owed_at,
         )
 
     def seed(self, count: TableCount) -> None:
         """Begin with this count."""
         self.lsn = count.lsn
         self.fresh = False
-        self._owed = count.lost
+        self._owed, self._owed_at = count.lost, count.lost_at
         self.filled_since = count.filled_since
         self.step = -1
         self.rows = -1 if count.rows is None else count.rows

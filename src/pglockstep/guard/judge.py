@@ -11,7 +11,7 @@ parts are kept until it passes, or `give_up`: what tripped is judged again by al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -71,6 +71,7 @@ class _Finding:
         self.tallies = tallies
         self.uncounted: list[QualifiedName] = []
         self.tripped: list[Violation] = []
+        self.beside: list[Loss] = []
         #: covered by an allowance, or by an approval: the window forgets them
         self.settled: set[QualifiedName] = set()
         self.claims: list[Claim] = []
@@ -82,7 +83,9 @@ class _Finding:
 class Judge:
     """Judges one link's transactions by its configuration."""
 
-    def __init__(self, guard: GuardConfig) -> None:
+    def __init__(self, guard: GuardConfig, allowed: Callable[[], Iterable[Allowance]] | None = None) -> None:
+        #: asked whenever something is to pass because it is allowed: that may have been taken back a moment ago
+        self._allowed = allowed
         self.counts = Counts(guard)
         self._accounts = self.counts.accounts
         self._clock = Clock()
@@ -104,6 +107,14 @@ class Judge:
             self._dropped.append(Approved.of(incident))
         else:
             self._approved[approved_at(incident)] = Approved.of(incident)
+
+    def withdraw(self, incident: Incident) -> None:
+        """Do not let it pass after all."""
+        if incident.kind == "drop":
+            approved = Approved.of(incident)
+            self._dropped = [each for each in self._dropped if each != approved]
+        else:
+            self._approved.pop(approved_at(incident), None)
 
     # --- transactions -------------------------------------------------------------------------------------
 
@@ -249,6 +260,7 @@ class Judge:
         if finding.uncounted:
             return Recount(tuple(sorted(finding.uncounted)))
         if finding.tripped:
+            self._note_beside(finding)
             return self._trip(finding)
         finding.questions = [
             Question(evidence.shape, each.column, each.value, account.rules.may_turn(account.rows), each.keys)
@@ -268,6 +280,8 @@ class Judge:
         if approved is not None and approved.covers(account.name, kind, rows):
             finding.approved = True
         else:
+            if self._allowed is not None:
+                self._allowances.replace(self._allowed())
             step = time // account.width
             commit_time = finding.transaction.commit_time
             claim = self._allowances.claim(
@@ -280,13 +294,30 @@ class Judge:
         if kind != "update":
             finding.settled.add(account.name)
 
+    def _note_beside(self, finding: _Finding) -> None:
+        """What else the transaction takes, though no rule would mind: whoever puts the one back wants the other, too."""
+        tripped = {(each.loss.schema, each.loss.table) for each in finding.tripped if not each.loss.columns}
+        for evidence in finding.tallies:
+            name = evidence.shape.name
+            account = self.counts.account(name)
+            if (name.schema, name.name) in tripped or finding.transaction.final_lsn < account.lsn:
+                continue
+            before = account.rows if account.rows >= 0 else None
+            if evidence.truncated:
+                if before:
+                    finding.beside.append(Loss(name.schema, name.name, before, before))
+            elif evidence.deleted and (lost := evidence.lost()).rows:
+                finding.beside.append(Loss(name.schema, name.name, before, lost.rows, keys=lost.keys))
+
     def _trip(self, finding: _Finding) -> Trip:
-        """One incident of everything that tripped."""
+        """One incident of everything that tripped, with what was lost beside it."""
         found = sorted(finding.tripped, key=lambda each: -RANKS.index(each.kind))
-        losses = sorted((each.loss for each in found), key=lambda each: (each.schema, each.table))
+        losses = sorted(
+            [*(each.loss for each in found), *finding.beside], key=lambda each: (each.schema, each.table)
+        )
         since = min((each.since_lsn for each in found if each.since_lsn), default=0)
         kind: Kind = found[0].kind
-        sentence = _together(found[0].sentence, [each.loss for each in found[1:]])
+        sentence = _together(found[0].sentence, [*(each.loss for each in found[1:]), *finding.beside])
         return Trip(kind, tuple(losses), sentence, Lsn(since) if since else None)
 
     def _pass(self, finding: _Finding) -> Pass:

@@ -33,7 +33,12 @@ class GoneRows(TableRows):
         await self._insert(query, columns)
 
     async def put_back_images(self, since: Lsn, *, staged_only: bool) -> None:
-        """Rows that the target deleted after `since`, from their images; `staged_only`: just those that are staged."""
+        """Rows that the target deleted after `since`, from their images; `staged_only`: just those that are staged.
+
+        Without a key what is staged are whole rows, which are back already.
+        """
+        if staged_only and not self.taken.key:
+            return
         with translate(self.sides.target_end):
             cursor = await self.sides.target.execute(
                 composed("SELECT DISTINCT columns FROM pglockstep.deleted AS d WHERE {}", self._images(since))

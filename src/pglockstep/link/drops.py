@@ -51,9 +51,17 @@ class Drops:
 
     @classmethod
     async def of(cls, link: Link, conn: AsyncConnection[TupleRow], target: End, record: LinkRecord) -> Drops:
-        """As the target behind `conn` remembers it. Whoever calls holds the lock."""
+        """As the target behind `conn` remembers it. Whoever calls holds the lock.
+
+        What the link does not carry, or leaves alone since an incident was rejected, is nothing to it.
+        """
         with translate(target):
-            return cls(link, await followed.read(conn), record)
+            known = await followed.read(conn)
+            apart = await detached.read(conn)
+        ours = {
+            name: oid for name, oid in known.items() if link.selection.carries(*name) and name not in apart
+        }
+        return cls(link, ours, record)
 
     async def adopt(self, conn: AsyncConnection[TupleRow], target: End) -> None:
         """Note what is followed, where that was never done."""
@@ -68,7 +76,9 @@ class Drops:
                 now = await there.read(session)
         finally:
             await session.close()
-        self._known = {name: oid for name, oid in now.items() if name in here}
+        self._known = {
+            name: oid for name, oid in now.items() if name in here and self._link.selection.carries(*name)
+        }
         with translate(target):
             await followed.note(conn, self._known)
 
@@ -76,6 +86,7 @@ class Drops:
         """A place in the source's WAL behind which tables are gone; None if none is. Raises psycopg's errors."""
         self.gone = there.gone(self._known, await there.read(session))
         if not self.gone:
+            self._link.gate.nothing_is_dropped()
             return None
         cursor = await session.execute(
             "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)", [BARRIER_PREFIX, self._id]
@@ -120,19 +131,24 @@ class Drops:
         incident = await self._link.gate.dropped(gone, progress, self._seen_at)
         if incident is not None:
             raise needs_decision(incident)
-        for each in gone:
-            if each.now is not None and not self._link.selection.carries(*each.now):
-                raise ApplyRefused(
-                    f"table {each.name} was {each.how} on the source, and the link does not carry a table of that name",
-                    hint="give it its name back there, or have include and exclude carry the new one",
-                )
         renamed = {each.name: each.now for each in gone if each.now is not None}
         names = [each.name for each in gone if each.now is None]
-        if names:
-            await _drop(conn, target, names)
         moved = {name: (now, self._known[name]) for name, now in renamed.items()}
-        if moved:
-            await _rename(conn, target, moved)
+        try:
+            for name, now in renamed.items():
+                if not self._link.selection.carries(*now):
+                    raise ApplyRefused(
+                        f"table {name} was renamed to {now} on the source, and the link does not carry a table of that name",
+                        hint="give it its name back there, or have include and exclude carry the new one",
+                    )
+            if names:
+                await _drop(conn, target, names)
+            if moved:
+                await _rename(conn, target, moved)
+        except LockstepError:
+            self._link.gate.not_dropped_here()
+            raise
+        self._link.gate.dropped_here()
         for each in gone:
             self._known.pop(each.name, None)
         self._known.update(moved.values())

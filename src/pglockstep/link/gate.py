@@ -25,14 +25,14 @@ from pglockstep.config.sections import LinkConfig
 from pglockstep.errors import ConfigError
 from pglockstep.guard import questions
 from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
-from pglockstep.guard.counts import TableCount
 from pglockstep.guard.judge import Gone, Judge
 from pglockstep.guard.policy import Rules
 from pglockstep.guard.transaction import Transaction
+from pglockstep.link import row_counts
 from pglockstep.link.tallies import Tallies
 from pglockstep.observe.incident import Decision, Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
-from pglockstep.observe.state import StateDirectory, TableRows
+from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import End, connect, translate
 from pglockstep.postgres.names import QualifiedName
@@ -55,7 +55,7 @@ class StreamGate:
         self._state = state
         self._target = target
         self._store = Incidents(state)
-        self.judge = Judge(config.guard)
+        self.judge = self._judge()
         self._tallies = Tallies()
         self._copied: Mapping[QualifiedName, Lsn] = {}
         self._began = False
@@ -67,6 +67,13 @@ class StreamGate:
         self._again: Callable[[], Answer] | None = None
         #: approved, and not yet seen to be on the target
         self._approved: list[Incident] = []
+        #: why tables may be dropped that are being dropped
+        self._dropping: Pass | None = None
+
+    def _judge(self) -> Judge:
+        # of its own, and shared by a copy of the judge
+        store, key = self._store, self._key
+        return Judge(self._config.guard, lambda: store.allowances(key, datetime.now(UTC)))
 
     # --- beginning and leaving off ------------------------------------------------------------------------
 
@@ -80,7 +87,7 @@ class StreamGate:
         self._answer = None
         if not self._began:
             self._began = True
-            for each in self._remembered():
+            for each in row_counts.remembered(self._state, self._key):
                 counts.recall(each, progress)
         elif progress > counts.position:
             # somebody else has brought the target on
@@ -90,7 +97,7 @@ class StreamGate:
 
     def start_over(self, position: Lsn) -> None:
         """From here on it is another WAL, from `position` on: what was counted in the former one is forgotten."""
-        self.judge = Judge(self._config.guard)
+        self.judge = self._judge()
         self.judge.counts.position = position
         self._began, self._saved, self._approved = True, -1, []
 
@@ -131,39 +138,17 @@ class StreamGate:
         """How many rows a table held when that was known last; None if it never was."""
         rows = self.rows(name)
         if rows is None:
-            rows = next((each.rows for each in self._remembered() if each.name == name), None)
+            known = {each.name: each.rows for each in row_counts.remembered(self._state, self._key)}
+            rows = known.get(name)
         return rows
-
-    def _remembered(self) -> list[TableCount]:
-        known = self._state.load_rows(self._key)
-        if known is None:
-            return []
-        lsn, tables = known
-        return [
-            TableCount(
-                name=name,
-                rows=each.rows,
-                lsn=lsn if each.lsn is None else each.lsn,
-                filled_since=each.filled_since,
-                lost=each.lost,
-            )
-            for name, each in tables.items()
-        ]
 
     def save(self) -> None:
         """Write down how many rows each table holds, if that has changed."""
-        counts = self.judge.counts
-        if not self._began or counts.position == self._saved:
+        counts, position = self.judge.counts, Lsn(self.judge.counts.position)
+        if not self._began or position == self._saved:
             return
-        position = Lsn(counts.position)
-        rows = {
-            each.name: TableRows(
-                each.rows, each.filled_since, each.lost, int(each.lsn) if each.lsn != position else None
-            )
-            for each in counts.remember()
-        }
         try:
-            self._state.save_rows(self._key, position, rows)
+            row_counts.save(self._state, self._key, position, counts.remember())
         except (OSError, sqlite3.Error, ConfigError) as error:
             log.debug("row counts were not written down: %s", error, extra=self._about("guard.failed"))
         else:
@@ -171,6 +156,7 @@ class StreamGate:
 
     def passed_over(self, position: Lsn) -> None:
         """There is nothing up to `position` that was not judged."""
+        assert self._answer is None, "something is held back before that"
         self.judge.counts.position = max(self.judge.counts.position, position)
 
     # --- what the builder asks ----------------------------------------------------------------------------
@@ -264,8 +250,7 @@ class StreamGate:
 
         The target is complete up to `progress`, and that is behind it.
         """
-        now = datetime.now(UTC)
-        self.judge.allow(self._store.allowances(self._key, now))
+        self.judge.allow(self._store.allowances(self._key, now := datetime.now(UTC)))
         answer = self.judge.dropped(gone, time)
         if isinstance(answer, Recount):
             await self._recount(answer.tables, progress, time)
@@ -286,11 +271,29 @@ class StreamGate:
                     return known
             return self.opened(incident)
         assert isinstance(answer, Pass)
-        self._use(answer)
+        self._dropping = answer
+        return None
+
+    def dropped_here(self) -> None:
+        """What `dropped` let pass was done on the target: what allowed it is used."""
+        assert self._dropping is not None
+        self._use(self._dropping)
+        self._dropping = None
         for incident in [each for each in self._approved if each.kind == "drop"]:
             self._approved.remove(incident)
             self._store.concluded(incident.id, "approved")
-        return None
+
+    def nothing_is_dropped(self) -> None:
+        """The tables of a drop that was approved are there after all: nothing of it is left to be let through."""
+        for incident in [each for each in self._approved if each.kind == "drop"]:
+            self._approved.remove(incident)
+            self.judge.withdraw(incident)
+            self._store.concluded(incident.id, "approved", "the source has the tables again")
+
+    def not_dropped_here(self) -> None:
+        """It could not be done: whoever tries again is let through again."""
+        self._dropping = None
+        self._approved = [each for each in self._approved if each.kind != "drop"]
 
     async def _recount(self, tables: Sequence[QualifiedName], progress: Lsn, time: int) -> None:
         conn = await connect(self._target, "count")
@@ -328,7 +331,7 @@ class StreamGate:
         lsn = str(Lsn(transaction.final_lsn))
         for known in self._store.listed([self._key], only_open=True):
             if known.side == "source" and known.lsn == lsn:
-                return known
+                return known if known.decision is None else self._more(known, trip)
         now = datetime.now(UTC)
         happened = datetime.fromtimestamp(unix_time(transaction.commit_time), UTC)
         incident = Incident(
@@ -345,6 +348,14 @@ class StreamGate:
             detected_after_seconds=round(max(0.0, (now - happened).total_seconds()), 3),
         )
         return self.opened(incident)
+
+    def _more(self, known: Incident, trip: Trip) -> Incident:
+        """What was approved takes more than was known when that was decided: it is to be decided again, with all of it."""
+        seen = {(each.schema, each.table, each.columns): each for each in (*known.tables, *trip.losses)}
+        self._approved = [each for each in self._approved if each.id != known.id]
+        self.judge.withdraw(known)
+        self._store.change(known.id, f"it takes more: {trip.message}", tables=tuple(seen.values()))
+        return self._store.undecided(known.id, f"it takes more than was known: {trip.message}")
 
     def opened(self, incident: Incident) -> Incident:
         """Write an incident of the source's down, and decide it where the configuration does."""
@@ -387,8 +398,3 @@ class StreamGate:
 
     def _about(self, action: str) -> dict[str, str]:
         return {"action": action, "link": self._config.name}
-
-
-def _microseconds(time: datetime) -> int:
-    """As the stream tells it. Pure."""
-    return round((time.timestamp() - unix_time(0)) * 1_000_000)

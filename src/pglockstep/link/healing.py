@@ -329,6 +329,9 @@ async def _on_source(link: Link, remembered: Remembered) -> tuple[dict[Qualified
     try:
         with translate(source):
             session.demand_identity(source, await privileges.facts(conn), remembered.record)
+        # an older copy of itself has the same name
+        await pinning.demand_known(link, conn, source, remembered.record, remembered.record.progress)
+        with translate(source):
             published = await published_tables(conn, source, remembered.record.publication)
             tables = await catalog.tables(conn)
             return {each.name: each.name in published for each in tables}, await session.source_clock(conn)

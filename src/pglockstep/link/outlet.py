@@ -211,8 +211,8 @@ class Outlet:
         self._taken.set()
 
     async def _follow(self) -> None:
-        """Nothing is in flight: the target is complete up to the source's own position."""
-        if not self._reader.level or self._journal.in_transaction:
+        """Nothing is in flight, or held back: the target is complete up to the source's own position."""
+        if self.applier.builder.held or not self._reader.level or self._journal.in_transaction:
             return
         position = self._journal.position
         idle = time.monotonic() - self._idle_since

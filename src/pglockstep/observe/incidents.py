@@ -136,7 +136,8 @@ class Incidents:
                 schema=loss.schema,
                 table=loss.table,
                 rows=loss.rows_lost,
-                kind=incident.kind,
+                # who may turn values may not delete, whatever else the same transaction did
+                kind="update" if loss.columns else incident.kind,
                 incident=incident.id,
                 by=decision.by,
                 at=self._clock(),

@@ -76,13 +76,15 @@ class TableRows(msgspec.Struct, frozen=True):
     """How many `rows` a table held; None where that is unknown.
 
     `filled_since`: since when it has held any, in microseconds since 2000-01-01 UTC, by the source's clock; None if it holds
-    none. `lost`: how many were lost within the last window. `lsn`: where the count is of a later LSN than the others'.
+    none. `lost`: how many were lost within the last window, as of `lost_at`. `lsn`: where the count is of a later LSN than the
+    others'.
     """
 
     rows: int | None
     filled_since: int | None = None
     lost: int = 0
     lsn: int | None = None
+    lost_at: int | None = None
 
 
 class StateDirectory:
