@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -207,3 +208,39 @@ def test_losses_of_another_window(pair: Pair, cli: Cli) -> None:
     shop.wipe("DELETE FROM visit WHERE n > 330")
     shop.once()
     assert states(shop) == []
+
+
+def test_a_column_that_the_source_has_lost(pair: Pair, cli: Cli) -> None:
+    """A heal for another table's sake does not take it from the target, too."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start()
+    time.sleep(1.5)
+    running.kill()
+    shop.wipe('ALTER TABLE "User" DROP COLUMN note')
+    with pair.on_target() as conn:
+        conn.execute("UPDATE beat SET n = 7 WHERE id = 7")
+        before = conn.execute('SELECT id, note FROM "User" ORDER BY id').fetchall()
+    message, _ = refused(cli("once"), 6)
+    assert "not ours, on the target" in message
+    (incident,) = shop.incidents()
+    assert "column note" in json.dumps(incident["audit"])
+    with pair.on_target() as conn:
+        assert conn.execute('SELECT id, note FROM "User" ORDER BY id').fetchall() == before
+
+
+def test_losses_that_come_by_heals(pair: Pair, cli: Cli) -> None:
+    """They add up like those that come by the stream: a little more each time, beside a foreign write, is a wipe as well."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start()
+    watched = "SELECT FROM pg_trigger WHERE tgname = 'pglockstep_update' AND tgrelid = 'visit'::regclass"
+    wait_until(lambda: pair.on_target().execute(watched).rowcount, 20, "the watch to be on")
+    running.kill()
+    for number in range(2):
+        shop.once()
+        shop.wipe(f"DELETE FROM visit WHERE n > {400 - 110 * (number + 1)}")
+        with pair.on_target() as conn:
+            conn.execute("UPDATE visit SET path = 'theirs' WHERE n = 1")
+    refused(cli("once"), 6)
+    assert len(shop.target_rows("visit")) >= 280

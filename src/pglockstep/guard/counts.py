@@ -202,6 +202,21 @@ class Counts:
         account.seed(msgspec.structs.replace(known, rows=rows, lsn=lsn, filled_since=since))
         account.fresh = True
 
+    def lost_lately(self, name: QualifiedName, time: int) -> int:
+        """How many rows the table has lost within the window before `time`, by the source's clock, as far as is known."""
+        account = self.account(name)
+        known = account.remembered(self.position)
+        if known.lost_at is not None and time - known.lost_at > (STEPS + 1) * account.width:
+            return 0
+        return known.lost
+
+    def add_lost(self, name: QualifiedName, rows: int, time: int) -> None:
+        """So many rows went at `time` beside the stream: they add up with those that it takes."""
+        if rows:
+            known = self.account(name).remembered(self.position)
+            lately = self.lost_lately(name, time)
+            self.account(name).seed(msgspec.structs.replace(known, lost=lately + rows, lost_at=time))
+
     def recall(self, count: TableCount, position: int) -> None:
         """Begin with what was remembered of a table, on a stream that goes on at `position`.
 

@@ -28,7 +28,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep import failpoints
-from pglockstep.errors import SourceBusy
+from pglockstep.errors import SourceBusy, TooMuchLost
 from pglockstep.guard import database as databases
 from pglockstep.guard import missing as schemas
 from pglockstep.guard import watch
@@ -68,13 +68,16 @@ class Wish(msgspec.Struct, frozen=True):
     """What to heal: of the tables that are not `left_out`, the `suspects`, or all if that is None.
 
     Beside them every table that is missing or lacks a column, and what foreign keys tie to these. `mode`: how the tables
-    are to be watched from the heal's own commit on; None for not at all. `judge` is told before the commit what was done to
-    each table, and may look at it over the same session; what it raises undoes all of it.
+    are to be watched from the heal's own commit on; None for not at all. `stood`: the columns that the target had when all
+    was well, by schema, table and name; what the source does not have of them any more is no harm of the target's. `judge` is
+    told before the commit what was done to each table, and may look at it over the same session; what it raises undoes all
+    of it.
     """
 
     left_out: frozenset[QualifiedName] = frozenset()
     suspects: frozenset[QualifiedName] | None = None
     mode: watch.Mode | None = "watch"
+    stood: frozenset[tuple[str, str, str]] = frozenset()
     judge: Callable[[Mapping[QualifiedName, Mended]], Awaitable[None]] | None = None
 
 
@@ -149,6 +152,7 @@ class Healing:
                 with translate(ends.target):
                     await rename_back(ends.here, self._remembered.tables)
                     lacks = schemas.missing(wanted, await schemas.read(ends.here), self._wish.left_out)
+                    self._demand_columns(lacks)
                     if lacks.dropped:
                         # what stands on these goes with them, and is missing from then on
                         await drop_columns(ends.here, lacks)
@@ -165,6 +169,16 @@ class Healing:
             failpoints.reach("heal.commit")
         failpoints.reach("heal.committed")
         return Healed(lacks.names, mended, self._seconds)
+
+    def _demand_columns(self, lacks: schemas.Missing) -> None:
+        """Raise `TooMuchLost` if a column would go that stood here: then it is the source that has lost it."""
+        again = {each.place for each in lacks.added}
+        for each in lacks.dropped:
+            if each.place in self._wish.stood and each.place not in again:
+                raise TooMuchLost(
+                    f"column {each.name} of table {each.owner} is not on the source any more, and the target has it",
+                    hint="if it was meant: drop it on the target, too; else put it back on the source; then decide again",
+                )
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

@@ -63,6 +63,8 @@ class Balance:
         #: how many rows each table held before it was harmed, as far as that is known, and how many it holds now
         self.stood: dict[QualifiedName, int] = {}
         self.rows: dict[QualifiedName, int] = {}
+        #: how many each has lost by it, that nobody had said may go
+        self.lost: dict[QualifiedName, int] = {}
         self._used: dict[str, int] = {}
 
     async def judge(self, mended: Mapping[QualifiedName, Mended]) -> None:
@@ -77,7 +79,9 @@ class Balance:
             self.stood[name] = stood = before if stood is None else stood
             if name in self._again:
                 continue
-            if self._is_too_much(name, stood, now, whole=before >= stood):
+            lately = self._link.gate.judge.counts.lost_lately(name, self._time)
+            self.lost[name] = max(0, stood - now)
+            if self._is_too_much(name, stood + lately, now, whole=before >= stood):
                 sentence = f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
                 which = intact if before >= stood and name not in self._named else harmed
                 which[name] = sentence
@@ -99,13 +103,21 @@ class Balance:
         for allowance, rows in self._used.items():
             self._link.incidents.use(allowance, rows)
 
+    def note_lost(self) -> None:
+        """What was lost by it adds up with what the stream takes."""
+        for name, rows in self.lost.items():
+            self._link.gate.judge.counts.add_lost(name, rows, self._time)
+
     def _is_too_much(self, name: QualifiedName, stood: int, now: int, *, whole: bool) -> bool:
         rules, lost = Rules.of(self._link.config.guard, name), stood - now
         filled_since = self._link.gate.judge.counts.account(name).filled_since
         stood_for_a_day = filled_since is not None and self._time - filled_since >= DAY
         if not is_too_much(rules, stood, now, whole=whole and not stood_for_a_day):
             return False
-        return not self._may(name, lost)
+        if self._may(name, lost):
+            self.lost[name] = 0
+            return False
+        return True
 
     def _may(self, name: QualifiedName, lost: int) -> bool:
         """Whether somebody has said that so many rows of the table may go."""

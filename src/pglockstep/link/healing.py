@@ -292,7 +292,8 @@ async def heal(
     while True:
         balance = Balance(link, conn, named, time, again=follow_again, confirmed=confirmed, compares=compares)
         chosen = None if suspects is None else suspects - aside
-        wish = Wish(frozenset(left_out | aside), chosen, _one_mode(link, there.keys() - left_out), judge)
+        mode = _one_mode(link, there.keys() - left_out)
+        wish = Wish(frozenset(left_out | aside), chosen, mode, _stood(known, follow_again), judge)
         try:
             healed = await engine.heal(ends(link.config)[0], target, conn, remembered, wish)
             break
@@ -319,6 +320,7 @@ async def heal(
         ahead = await copying.ahead(conn, record.progress)
         link.gate.begin(record.progress, ahead)
         link.gate.seed(balance.rows, {name: ahead.get(name, record.progress) for name in balance.rows}, time)
+    balance.note_lost()
     return healed, balance.stood
 
 
@@ -368,6 +370,14 @@ def _one_mode(link: Link, tables: Collection[QualifiedName]) -> Mode | None:
         return None
     (mode,) = modes
     return None if mode == "off" else mode
+
+
+def _stood(known: Known | None, again: Collection[QualifiedName]) -> frozenset[tuple[str, str, str]]:
+    """The columns that the target had when all was well, but for tables that are read anew. Pure."""
+    tables = known.reading.tables if known is not None else ()
+    return frozenset(
+        (*each.table, name) for each in tables if each.table not in again for name, _ in each.columns
+    )
 
 
 def _losses(incident: Incident, healed: Healed, stood: Mapping[QualifiedName, int]) -> tuple[Loss, ...]:
