@@ -21,6 +21,7 @@ LOOKS_AT_THE_CLOCK = {
     "apply/applier.py": "when something was last applied",
     "cli/guard.py": "until when a purge that is announced now may pass",
     "cli/incidents.py": "when something was decided",
+    "cli/resync.py": "when it was asked for",
     "journal/journal.py": "how old a segment is that nobody needs any more",
     "journal/segments.py": "when a segment was begun",
     "link/gate.py": "when an incident was opened, and until when an announced purge may pass",

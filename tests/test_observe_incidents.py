@@ -311,7 +311,7 @@ def test_it_is_on_the_disk(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "incidents.sqlite") as conn:
         names = {name for (name,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     conn.close()
-    assert names == {"incident", "allowance", "pinned", "target", "sqlite_sequence"}
+    assert names == {"incident", "allowance", "pinned", "request", "target", "sqlite_sequence"}
 
 
 def test_a_directory_that_is_gone(store: Incidents, tmp_path: Path) -> None:
