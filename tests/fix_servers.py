@@ -269,7 +269,7 @@ def _hand_over(server: ThrowawayServer, conninfo: str, role: str, options: str) 
             conn.execute(
                 sql.SQL("create role {} login password {} {}").format(name, password, sql.SQL(options))
             )
-            if role == FOLLOWER and server.major >= 15:
+            if server.major >= 15:
                 conn.execute(sql.SQL("grant set on parameter session_replication_role to {}").format(name))
         conn.execute(sql.SQL("alter database {} owner to {}").format(database, name))
     return make_conninfo(conninfo, user=role)

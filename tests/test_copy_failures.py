@@ -76,6 +76,19 @@ def test_a_policy_for_a_role_that_the_target_lacks(pair: Pair, cli: Cli, before:
     nothing_left(pair, before)
 
 
+@pytest.mark.skipif(not {16, 18} <= set(INSTALLED), reason="needs a newer and an older server")
+@pytest.mark.parametrize("pair", [(18, 16)], indirect=True)
+def test_a_heir_with_a_key_of_its_own_on_an_older_target(
+    pair: Pair, cli: Cli, before: dict[str, str]
+) -> None:
+    """pg_dump of 18 writes NOT NULL of an inherited column as only 18 reads it: told, and nothing is left."""
+    pair.on_source().execute("CREATE TABLE t (id int); CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t)")
+    message, hint = fails(cli, pair, 5)
+    assert "NOT NULL id" in message
+    assert "the target stays empty" in hint
+    nothing_left(pair, before | {"t": "d", "heir": "d"})
+
+
 def test_a_row_that_the_target_refuses(pair: Pair, cli: Cli, before: dict[str, str]) -> None:
     """A check that holds on the source only ends the copy in the midst of the rows."""
     source = pair.on_source()

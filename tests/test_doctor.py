@@ -157,6 +157,15 @@ FAULTS = [
         majors=(18, 18),
         undo=("ALTER SYSTEM RESET idle_replication_slot_timeout;\nSELECT pg_reload_conf()", ""),
     ),
+    Fault(
+        "no_replica_role",
+        "source",
+        "info",
+        on_source=OWNED,
+        source_as=ROLE,
+        says="incidents restore",
+        label="restores_nothing",
+    ),
     # the target: what its role may not do
     Fault("no_create", "target", target_as=ROLE),
     Fault(
@@ -170,6 +179,17 @@ FAULTS = [
         target_as=ROLE,
         says="public.t",
     ),
+    Fault("ddl_unseen", "target", "info", target_as=ROLE),
+    Fault(
+        "ddl_unseen",
+        "target",
+        "warning",
+        target_as=ROLE,
+        keys=('guard.protect_target = "block"',),
+        says="not refused",
+        label="blocked_ddl",
+    ),
+    Fault("no_createdb", "target", "info", target_as=ROLE),
     Fault(
         "hidden_rows",
         "target",

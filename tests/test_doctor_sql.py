@@ -79,6 +79,19 @@ def clean(server: ThrowawayServer, conninfo: str) -> None:
             conn.execute(sql.SQL("DROP ROLE {}").format(name))
 
 
+def demand_restored(cli: Cli, small: Pair) -> None:
+    """A table with a trigger and a foreign key is wiped, held, and put back: that needs the most of these grants."""
+    with connect(small.source) as conn:
+        users = conn.execute('SELECT count(*) FROM "My app"."User"').fetchone()
+        conn.execute('DELETE FROM "My app"."User"')
+    assert cli("once", *ends(small)).returncode == 6
+    done = cli("incidents", "restore", "1", "--yes", *ends(small))
+    assert done.returncode == 0, done.stdout + done.stderr
+    with connect(small.source) as conn:
+        assert conn.execute('SELECT count(*) FROM "My app"."User"').fetchone() == users
+    assert once(cli, small)["verdict"] == "identical"
+
+
 def ends(pair: Pair) -> list[str]:
     return ["--source", pair.source, "--target", pair.target]
 
@@ -127,6 +140,7 @@ def test_what_it_prints_is_enough(application: Pair, cli: Cli) -> None:
     link = once(cli, small)
     assert (link["verdict"], link["applied_changes"] > 500) == ("identical", True)
     assert check(cli, small)["verdict"] == "identical"
+    demand_restored(cli, small)
     done = cli("teardown", *ends(small), "--yes")
     assert done.returncode == 0, done.stderr
     with connect(pair.source) as conn:

@@ -18,6 +18,8 @@ from pglockstep.wal.messages import Begin, Commit, Delete, Insert, Relation
 from pglockstep.wal.pgoutput import decode
 
 
+# the recorder publishes all tables
+@pytest.mark.superusers
 def test_one_transaction_and_a_span(pair: Pair, tmp_path: Path) -> None:
     """Small ones that share a block, and a large one in many: just what was asked for, tables described before their rows."""
     source = pair.superuser_on_source()

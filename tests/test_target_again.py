@@ -206,5 +206,6 @@ def test_an_object_without_its_schema(pair: Pair, cli: Cli) -> None:
     incident = concluded(shop)
     assert (incident["kind"], incident["state"]) == ("drop", "healed")
     # nobody's session was ended with the server's
-    making.execute("DELETE FROM pg_proc WHERE proname = 'stray'")
+    assert making.execute("SELECT 1").fetchone() == (1,)
+    pair.superuser_on_target().execute("DELETE FROM pg_proc WHERE proname = 'stray'")
     level(shop, running)

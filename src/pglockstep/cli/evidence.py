@@ -105,7 +105,8 @@ def sentences(incident: Incident) -> list[str]:
                 *(f"      {each}" for each in _means(incident, verb)),
             ]
     lines += ["", "so far:"]
-    lines += [f"  {time(each.at)}  {plain(each.what)}" for each in incident.audit]
+    # however long: what could not be carried out says what to type, and half a statement is none
+    lines += [f"  {time(each.at)}  {one_line(each.what)}" for each in incident.audit]
     return lines
 
 

@@ -163,6 +163,8 @@ class Examination:
         self._tell(judge_source.not_streamed(self._tables, self._held, large.count))
         if not source.facts.in_recovery:
             self._tell(judge_source.retention_findings(source.place))
+            if not await self._read(source, privileges.can_act_as_replica(source.conn), True):
+                self._tell(judge_source.restore_findings(source.facts))
             await self._try_replication(source)
         if self._to_copy:
             await self._examine_what_is_copied(source, large)
@@ -248,6 +250,9 @@ class Examination:
         await self._examine_places(source, target)
         if not target.facts.in_recovery:
             await self._examine_firing(source, target)
+            makes = await self._read(target, readings.makes_databases(target.conn), True)
+            mode = self._link.guard.protect_target
+            self._tell(judge_target.guard_findings(target.facts, mode, makes_databases=makes))
         if self._to_copy:
             await self._examine_what_is_made(source, target)
 

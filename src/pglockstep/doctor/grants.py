@@ -74,6 +74,12 @@ def source_script(needs: SourceNeeds, title: str) -> str:
             "To see what is in these schemas.",
             *(f"GRANT USAGE ON SCHEMA {quote_if_needed(schema)} TO {role};" for schema in schemas),
         )
+    if needs.major >= 15:
+        lines += _step(
+            "To put rows back after a wipe (pglockstep incidents restore) without firing the application's triggers.",
+            f"GRANT SET ON PARAMETER session_replication_role TO {role};",
+            more="Everything else works without it.",
+        )
     return "\n".join([*lines, *_unhidden(needs.tables, role), ""])
 
 

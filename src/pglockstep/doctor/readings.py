@@ -182,3 +182,11 @@ async def held(conn: AsyncConnection) -> list[Held]:
 async def large_objects(conn: AsyncConnection) -> LargeObjects:
     """The large objects of a database."""
     return (await rows(conn, LargeObjects, "large_objects"))[0]
+
+
+async def makes_databases(conn: AsyncConnection[Any]) -> bool:
+    """Whether our role may make a database."""
+    cursor = await conn.execute(
+        "SELECT rolsuper OR rolcreatedb FROM pg_catalog.pg_roles WHERE rolname = current_user"
+    )
+    return await cursor.fetchone() == (True,)

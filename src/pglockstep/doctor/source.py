@@ -11,6 +11,7 @@ from pglockstep.doctor.readings import Held, LargeObjects, Place, Waiting
 from pglockstep.findings import Finding, counted, listed
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
+from pglockstep.postgres.privileges import Facts, replica_grant
 from pglockstep.units import Duration, human_bytes
 
 _error = partial(Finding, side="source", severity="error")
@@ -109,6 +110,18 @@ def waiting_findings(waiting: Sequence[Waiting], database: str, patience: float)
                 where="on the source",
                 otherwise="or let it end",
             )
+
+
+def restore_findings(found: Facts) -> Iterator[Finding]:
+    """A role that may not act as a replica: rows are not put back where anything of an application's would fire."""
+    fix, where = replica_grant(found, "source")
+    yield _info(
+        code="no_replica_role",
+        message=f"role {quote_if_needed(found.role)} on the source may not set session_replication_role: after a wipe, rows are "
+        "not put back into tables that have a trigger or a foreign key (`incidents restore` refuses)",
+        fix=fix,
+        where=where,
+    )
 
 
 def retention_findings(place: Place) -> Iterator[Finding]:

@@ -222,6 +222,30 @@ def superuser_findings(found: Facts, things: Sequence[Thing], wrappers: Collecti
         )
 
 
+def guard_findings(found: Facts, mode: str, *, makes_databases: bool) -> Iterator[Finding]:
+    """What the guard cannot do on the target without a superuser; `mode` is the link's `protect_target`."""
+    role = quote_if_needed(found.role)
+    if not found.superuser and mode != "off":
+        tell = _warning if mode == "block" else _info
+        yield tell(
+            code="ddl_unseen",
+            message=f"role {role} is no superuser on the target, and event triggers need one: foreign DDL there is "
+            + ("not refused; it is " if mode == "block" else "")
+            + "found by looking once a second, and where no table's columns change (a dropped view, function or constraint) by "
+            "`check` alone",
+            fix=f"ALTER ROLE {role} SUPERUSER;",
+            where=_AS_SUPERUSER + ", if that is worth it",
+        )
+    if not makes_databases:
+        yield _info(
+            code="no_createdb",
+            message=f"role {role} may not make databases on the target's server: if the target is dropped, that is held, and "
+            "a superuser has to make the database again before it is filled",
+            fix=f"ALTER ROLE {role} CREATEDB;",
+            where=_AS_SUPERUSER,
+        )
+
+
 def replica_findings(found: Facts) -> Iterator[Finding]:
     """A role that may not act as a replica, while there is nothing that would fire."""
     fix, where = replica_grant(found)

@@ -98,13 +98,13 @@ class TargetWatch:
                         await watch.remove(conn)
                         return
                     for mode, tables in modes.items():
-                        self._say(await watch.install(conn, tables, mode))
+                        self._say(await watch.install(conn, tables, mode), mode)
         finally:
             await conn.close()
 
-    def _say(self, watched: Watched) -> None:
-        """Say once what is seen later than it could be."""
-        said = ""
+    def _say(self, watched: Watched, mode: Mode) -> None:
+        """Say once what is seen later than it could be, or is not refused."""
+        said, level = "", logging.INFO
         if watched.unwatched:
             reason = next(iter(watched.unwatched.values()))
             said = (
@@ -112,8 +112,10 @@ class TargetWatch:
             )
         elif not watched.ddl:
             said = "foreign DDL on the target is found by looking, once a second: an event trigger needs a superuser there"
+            if mode == "block":
+                said, level = f"not refused: {said}", logging.WARNING
         if said and said != self._said:
-            log.info("%s", said, extra=self._link.about("watch.partial"))
+            log.log(level, "%s", said, extra=self._link.about("watch.partial"))
         self._said = said
 
     # --- looking ------------------------------------------------------------------------------------------
