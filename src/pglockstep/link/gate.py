@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
@@ -197,7 +197,9 @@ class StreamGate:
 
     # --- settling what is held back -----------------------------------------------------------------------
 
-    async def settle(self, inside: AsyncConnection[TupleRow], progress: Lsn) -> None:
+    async def settle(
+        self, inside: AsyncConnection[TupleRow], progress: Lsn, kept: Callable[[Lsn], Awaitable[None]]
+    ) -> None:
         """Find out whether what is held back may go on: the target has all before it, as of `progress`.
 
         `inside` is the session that applies; a large transaction is open there. Returns if it may; raises `IncidentOpen`.
@@ -207,6 +209,8 @@ class StreamGate:
             assert self._transaction is not None
             # it comes again from its beginning, if it is to come
             self.judge.give_up()
+            # whoever restores reads it from the journal, also if we die now
+            await kept(Lsn(self._transaction.end_lsn))
             raise needs_decision(self._open(self._transaction, trip))
 
     async def found(self, inside: AsyncConnection[TupleRow], progress: Lsn) -> Trip | None:
@@ -316,14 +320,10 @@ class StreamGate:
             await outside.close()
 
     def _use(self, passed: Pass) -> None:
+        about = self._about("guard.allowed")
         for each in passed.used if self._uses else ():
             self._store.use(each.allowance, each.rows)
-            log.info(
-                "%d rows were lost that allowance %s covers",
-                each.rows,
-                each.allowance,
-                extra=self._about("guard.allowed"),
-            )
+            log.info("%d rows were lost that allowance %s covers", each.rows, each.allowance, extra=about)
 
     # --- incidents ----------------------------------------------------------------------------------------
 

@@ -39,6 +39,8 @@ _ASK_EVERY = 0.5
 _ASK_IDLE_EVERY = 5.0
 #: How often what was kept of deleted rows is looked through, in seconds.
 _PRUNE_EVERY = 60.0
+#: How long what is held may take to be on the journal's disk before it is told all the same, in seconds.
+_KEEP_WITHIN = 5.0
 #: How long a change may wait to be applied before the link counts as behind, in seconds.
 BEHIND_AFTER = 3.0
 
@@ -206,9 +208,17 @@ class Outlet:
         """The target has everything before what is held back: find out whether that may go on. Raises `IncidentOpen`."""
         assert self._gate is not None
         with answered(self._target, self._conn, self.watch), translate(self._target):
-            await self._gate.settle(self._conn, self.applier.progress)
+            await self._gate.settle(self._conn, self.applier.progress, self._kept)
         self.applier.builder.release()
         self._taken.set()
+
+    async def _kept(self, lsn: Lsn) -> None:
+        """Wait until the journal has everything up to `lsn` on its disk; not for ever, should that be full."""
+        end = time.monotonic() + _KEEP_WITHIN
+        while True:
+            if self._journal.durable >= lsn or time.monotonic() >= end:
+                return
+            await asyncio.sleep(0.005)
 
     async def _follow(self) -> None:
         """Nothing is in flight, or held back: the target is complete up to the source's own position."""
