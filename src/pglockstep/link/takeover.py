@@ -128,7 +128,8 @@ async def _accept(link: Link, both: Ends, record: LinkRecord, incident: Incident
             hint=f"to let the target lose them too: pglockstep incidents approve {incident.id} --rows {total}; to fill the "
             f"source from the target: pglockstep incidents restore {incident.id}",
         )
-    allowed = {name: lost + may_lose[name] for name, (_, lost) in found.items()}
+    # what was confirmed, or what the rules let go in any case, and not the one on top of the other
+    allowed = {name: max(lost, may_lose[name]) for name, (_, lost) in found.items()}
     healed = await adoption.follow_anew(link, both, record, allowed)
     return (
         f"the source that answers now is followed; the target took {counted(healed.put_back, 'row')} from it, and gave up "
