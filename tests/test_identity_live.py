@@ -331,6 +331,35 @@ def test_nothing_to_fill_it_from(cli: Cli, pair: Pair) -> None:
         assert not conn.execute("SELECT FROM pg_database WHERE datname = %s", [name]).rowcount
 
 
+@pytest.mark.soak
+def test_no_heal_from_an_older_copy(stranded: Shop, volume: Volume) -> None:
+    """The target was harmed while the source was away, and what comes back is yesterday's copy: it heals nothing."""
+    shop = stranded
+    running = shop.start()
+    time.sleep(4)
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+    volume.keep()
+    shop.start()
+    with connect(shop.pair.source) as conn:
+        conn.execute("UPDATE item SET label = 'today ' || id")
+    wait_until(lambda: "today" in shop.target_rows("item")[0], 20, "the target to have it")
+    before = shop.target_rows("item")
+    shop.pair.close()
+    volume.server.stop("immediate")
+    with shop.pair.on_target() as target:
+        target.execute("UPDATE visit SET path = 'theirs' WHERE n = 1")
+    wait_until(lambda: len(shop.incidents()) == 1, 20, "the harm to be seen")
+    volume.put_back()
+    wait_until(lambda: ("identity", "held") in states(shop), 60, "the copy to be known as one")
+    assert shop.target_rows("item") == before
+
+
+def states(shop: Shop) -> list[tuple[str, str]]:
+    """Every incident's kind and state."""
+    return [(each["kind"], each["state"]) for each in shop.incidents()]
+
+
 FAILPOINTS = [name for name in failpoints.NAMES if name.startswith(("refill.", "adopt."))]
 
 
