@@ -101,7 +101,11 @@ class Other:
     def kill(self) -> list[str]:
         """kill -9; what it had said until then."""
         self.process.kill()
-        output, _ = self.process.communicate(timeout=60)
+        assert self.process.stdout is not None
+        # not by communicate, which passes over what a former `line` has read ahead
+        output = self.process.stdout.read()
+        with self.process:
+            self.process.wait(60)
         return output.splitlines()
 
 

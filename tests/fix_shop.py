@@ -64,7 +64,9 @@ def load(conninfo: str, *, writers: int = 2, pause: float = 0.004) -> Iterator[N
                     number = next(numbers)
                     try:
                         conn.execute(statements[number % 3].format(number).encode())
-                    except (psycopg.errors.UndefinedTable, psycopg.errors.IntegrityError):
+                    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+                        continue
+                    except psycopg.errors.IntegrityError:
                         continue
                     except (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):
                         continue
