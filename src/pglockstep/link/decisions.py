@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.errors import DecisionRefused, EndError, LockstepError, NotInJournal, TooMuchLost
+from pglockstep.errors import DecisionRefused, EndError, LinkHeld, LockstepError, NotInJournal, TooMuchLost
 from pglockstep.guard import restore_journal, watch
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import told
@@ -36,6 +37,8 @@ from pglockstep.wal.messages import Begin, Message, Relation
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: How often what is still being wiped is restored before a person has to look.
 _ATTEMPTS = 5
 #: How often a command looks whether the daemon has carried its decision out, in seconds.
@@ -49,14 +52,18 @@ async def settled(link: Link, incident: Incident) -> Incident:
     decision standing.
     """
     store = Incidents(link.state)
+    found = await _from_daemon(link, lambda: _outcome(store, incident))
+    return found or await carry_out(link, store.get(incident.id))
+
+
+async def _from_daemon(link: Link, outcome: Callable[[], T | None]) -> T | None:
+    """What comes of something while a daemon lives; None if none lives and nothing has come of it."""
     while link.state.daemon_pid(link.key) is not None:
-        if (found := _outcome(store, incident)) is not None:
+        if (found := outcome()) is not None:
             return found
         await asyncio.sleep(_LOOK)
     # it may have been the last thing that it did
-    if (found := _outcome(store, incident)) is not None:
-        return found
-    return await carry_out(link, store.get(incident.id))
+    return outcome()
 
 
 def _outcome(store: Incidents, decided: Incident) -> Incident | None:
@@ -292,6 +299,9 @@ async def carry_out(link: Link, incident: Incident) -> Incident:
     """Carry the decision on `incident` out while no daemon runs; the incident as it is then."""
     try:
         await _work_off(link)
+    except LinkHeld as error:
+        # whoever has the link comes to it
+        raise needs_decision(incident) from error
     except LockstepError:
         found = _outcome(link.incidents, incident)
         if found is None:
@@ -306,11 +316,8 @@ async def resynced(link: Link, request: Resync) -> Resync:
     A daemon on this machine is waited for as long as it lives; without one it is done here. Whoever is interrupted leaves the
     request standing.
     """
-    while link.state.daemon_pid(link.key) is not None:
-        if (found := resync.outcome(link, request)) is not None:
-            return found
-        await asyncio.sleep(_LOOK)
-    if (found := resync.outcome(link, request)) is None:
+    found = await _from_daemon(link, lambda: resync.outcome(link, request))
+    if found is None:
         await _work_off(link)
         found = resync.outcome(link, request)
     assert found is not None

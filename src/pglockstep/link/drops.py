@@ -67,15 +67,9 @@ class Drops:
         """Note what is followed, where that was never done."""
         if self._known:
             return
-        source = ends(self._link.config)[0]
         with translate(target):
             here = {each.name for each in await catalog.tables(conn)} - (await detached.read(conn)).keys()
-        session = await connect(source, "catalog")
-        try:
-            with translate(source):
-                now = await there.read(session)
-        finally:
-            await session.close()
+        now = await _on_source(ends(self._link.config)[0])
         self._known = {
             name: oid for name, oid in now.items() if name in here and self._link.selection.carries(*name)
         }
@@ -230,11 +224,16 @@ async def follow(
     conn: AsyncConnection[TupleRow], target: End, source: End, tables: Sequence[QualifiedName]
 ) -> None:
     """Tables that are on the source again are followed as what they are now."""
+    now = await _on_source(source)
+    with translate(target):
+        await followed.note(conn, {name: now[name] for name in tables if name in now})
+
+
+async def _on_source(source: End) -> dict[QualifiedName, int]:
+    """The OIDs of the source's tables, over a session of its own."""
     session = await connect(source, "catalog")
     try:
         with translate(source):
-            now = await there.read(session)
+            return await there.read(session)
     finally:
         await session.close()
-    with translate(target):
-        await followed.note(conn, {name: now[name] for name in tables if name in now})
