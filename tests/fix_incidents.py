@@ -99,14 +99,14 @@ class Other:
         return output.splitlines()
 
     def kill(self) -> list[str]:
-        """kill -9; what it had said until then."""
+        """kill -9; what it had said until then, in whole lines: a print with more than one argument is more than one write."""
         self.process.kill()
         assert self.process.stdout is not None
         # not by communicate, which passes over what a former `line` has read ahead
         output = self.process.stdout.read()
         with self.process:
             self.process.wait(60)
-        return output.splitlines()
+        return output.split("\n")[:-1]
 
 
 def at_once(directory: Path, script: str, processes: int) -> list[str]:
