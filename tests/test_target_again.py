@@ -85,6 +85,44 @@ def tried(pair: Pair, what: str) -> bool:
     return True
 
 
+@pytest.mark.superusers
+def test_gone_again_just_after_its_heal(pair: Pair, cli: Cli) -> None:
+    """Our schema is dropped behind the heal's COMMIT, before anything is read again: the daemon lives, and heals that, too."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start()
+    with pair.on_target() as target:
+        target.execute("SET synchronous_commit = local")
+
+        def wait_for_standby(name: str) -> None:
+            target.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
+            target.execute("SELECT pg_catalog.pg_reload_conf()")
+
+        def committing() -> bool:
+            return bool(
+                target.execute(
+                    "SELECT FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep'"
+                ).rowcount
+            )
+
+        running.process.send_signal(signal.SIGSTOP)
+        target.execute("DROP SCHEMA pglockstep CASCADE")
+        # a COMMIT then waits for a standby that never comes
+        wait_for_standby("nobody")
+        try:
+            running.process.send_signal(signal.SIGCONT)
+            wait_until(committing, 30, "the heal to commit")
+            running.process.send_signal(signal.SIGSTOP)
+        finally:
+            wait_for_standby("")
+        wait_until(lambda: not committing(), 30, "the heal to be committed")
+        target.execute("DROP SCHEMA pglockstep CASCADE")
+        running.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: {state for _, state in states(shop)} == {"healed"}, 60, "the target to be healed")
+    level(shop, running)
+    assert running.process.poll() is None
+
+
 def test_the_source_is_away(pair: Pair, cli: Cli) -> None:
     """Nothing to heal from: it goes on being tried, and is done as soon as the source is back."""
     shop = Shop(cli, pair)

@@ -12,7 +12,7 @@ import gc
 import logging
 from collections.abc import Callable, Sequence
 
-from pglockstep.errors import LockstepError, worst
+from pglockstep.errors import LockstepError, first_of, worst
 from pglockstep.link.keep import keep
 from pglockstep.link.link import Link
 
@@ -38,6 +38,10 @@ async def run(links: Sequence[Link], ended: Callable[[Link, LockstepError], None
             return error.exit_code
         return 0
 
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(one(link), name=f"link {link.config.name}") for link in links]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one(link), name=f"link {link.config.name}") for link in links]
+    except BaseExceptionGroup as group:
+        # a bug, which is to be told by its own name
+        raise first_of(group) from group
     return worst(task.result() for task in running)

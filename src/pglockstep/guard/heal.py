@@ -100,9 +100,8 @@ class Healed(msgspec.Struct, frozen=True):
 
 
 async def remember(conn: AsyncConnection[TupleRow]) -> Remembered:
-    """What has to be known of this target. Raises psycopg's errors."""
-    record = await progress.read(conn)
-    assert record is not None
+    """What has to be known of this target. Raises psycopg's errors, and `TargetError` where nothing of ours is there any more."""
+    record = await progress.demand(conn)
     cursor = await conn.execute(
         "SELECT n.nspname, c.relname, c.oid FROM pg_catalog.pg_class AS c "
         "JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "

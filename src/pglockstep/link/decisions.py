@@ -20,7 +20,7 @@ from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import told
 from pglockstep.link import healing, looking, pinning, remembering, resync, session, survey, takeover
 from pglockstep.link.drops import follow
-from pglockstep.link.link import Link, demand_progress
+from pglockstep.link.link import Link
 from pglockstep.link.noting import noted
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
@@ -155,7 +155,7 @@ async def _carry_out(link: Link, conn: AsyncConnection[TupleRow], target: End, i
     if incident.side == "target" and verb != "reject":
         return
     with translate(target):
-        record = demand_progress(await progress.read(conn))
+        record = await progress.demand(conn)
         assert record.progress is not None
         link.gate.begin(record.progress, await copying.ahead(conn, record.progress))
     if verb == "approve":

@@ -314,8 +314,7 @@ async def heal(
         await detached.attach(conn, follow_again)
         if seen is not None and stands:
             await watch.dealt_with(conn, seen.pending)
-        record = await progress.read(conn)
-        assert record is not None
+        record = await progress.demand(conn)
         assert record.progress is not None
         ahead = await copying.ahead(conn, record.progress)
         link.gate.begin(record.progress, ahead)

@@ -42,7 +42,7 @@ from pglockstep.link.attempts import pause, worth_another_try
 from pglockstep.link.decisions import is_healing, must_wait, settle
 from pglockstep.link.drops import Drops
 from pglockstep.link.intake import Intake
-from pglockstep.link.link import Link, demand_progress
+from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.pinning import BeginAgain
 from pglockstep.link.states import Event
@@ -342,7 +342,7 @@ class Keeper:
             await session.demand_lock(there.conn, there.end)
             await settle(link, there.conn, there.end)
             with answered(there.end, there.conn), translate(there.end):
-                now = demand_progress(await progress.read(there.conn))
+                now = await progress.demand(there.conn)
             session.demand_same_link(there.end, record, now)
             demand(privileges.target_findings(there.facts, needs_copy=False))
             drops = await Drops.of(link, there.conn, there.end, now)

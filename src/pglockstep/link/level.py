@@ -146,8 +146,7 @@ async def _apply_until(link: Link, ends: Ends, barrier: Lsn, *, careful: bool) -
 
 async def _verify_beside(link: Link, ends: Ends) -> LinkCheck:
     with translate(ends.target):
-        record = await progress.read(ends.target_conn)
-    assert record is not None
+        record = await progress.demand(ends.target_conn)
 
     async def advance() -> None:
         if await _barrier_passed(link, ends, record) is None:

@@ -22,7 +22,7 @@ from pglockstep.copy.first import CopyResult, Wish
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import end_sender
 from pglockstep.copy.tally import CopyProgress
-from pglockstep.errors import JournalDamaged, TargetError
+from pglockstep.errors import JournalDamaged
 from pglockstep.findings import demand
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.journal.segments import newest_head
@@ -92,8 +92,7 @@ class Link:
                 return record, 0
         copied = await self._copy(ends, record, lasting=lasting)
         with translate(ends.target):
-            record = await progress.read(ends.target_conn)
-        assert record is not None
+            record = await progress.demand(ends.target_conn)
         self.standing.belongs_to(record.id)
         return record, copied.done.rows
 
@@ -162,10 +161,9 @@ class Link:
     ) -> AsyncIterator[Pipeline]:
         """Both halves, ready to run from the target's progress; `copied` tells of tables that are ahead of it."""
         with translate(ends.target):
-            record = await progress.read(ends.target_conn)
+            record = await progress.demand(ends.target_conn)
+        assert record.progress is not None
         async with self.journal(ends.source_conn, ends.source, record) as journal:
-            assert record is not None
-            assert record.progress is not None
             journal.needs(record.progress)
             applying = self.outlet(
                 ends.target_conn, ends.target, ends.target_facts, journal, careful=careful, copied=copied
@@ -175,13 +173,12 @@ class Link:
 
     @asynccontextmanager
     async def journal(
-        self, source_conn: AsyncConnection[TupleRow], source: End, record: LinkRecord | None
+        self, source_conn: AsyncConnection[TupleRow], source: End, record: LinkRecord
     ) -> AsyncIterator[Journal]:
         """The link's journal, from which the stream goes on without a gap; raises what says that it cannot.
 
         Whoever calls holds the link's lock: a sender that a killed process left behind is ended.
         """
-        record = demand_progress(record)
         assert record.progress is not None
         try:
             journal = await self.open_journal(record)
@@ -237,7 +234,7 @@ class Link:
         """The target's half over the session `conn`, which holds the lock, ready to run from the target's progress."""
         with answered(target, conn), translate(target):
             await session.act_as_replica(conn, target, facts, self.selection)
-            record = demand_progress(await progress.read(conn))
+            record = await progress.demand(conn)
             assert record.progress is not None
             await progress.upgrade(conn)
             # what was put right, or copied, is ahead of the rest; what does not follow any more, for ever
@@ -295,13 +292,3 @@ def _time_of(record: LinkRecord) -> int:
     """When the last transaction that is there was committed, or it was copied: in microseconds since 2000-01-01 UTC."""
     time = record.commit_time or record.copied_at or record.created_at
     return round((time.timestamp() - POSTGRES_EPOCH) * 1_000_000)
-
-
-def demand_progress(record: LinkRecord | None) -> LinkRecord:
-    """The record, if it says how far its target is; raises `TargetError` otherwise."""
-    if record is None or record.progress is None:
-        raise TargetError(
-            "the link's progress is gone from the target",
-            hint="was schema pglockstep dropped there? pglockstep teardown, empty the target, pglockstep once",
-        )
-    return record

@@ -93,8 +93,7 @@ async def pin_first(link: Link, both: Ends, *, anew: bool) -> None:
     """Write down who the ends are where that was never done, or the target was copied `anew`."""
     if anew or pinned(link) is None:
         with translate(both.target):
-            record = await progress.read(both.target_conn)
-        assert record is not None
+            record = await progress.demand(both.target_conn)
         await pin(link, both, record)
 
 

@@ -24,7 +24,7 @@ from pglockstep.findings import counted, listed
 from pglockstep.guard import questions, watch
 from pglockstep.link import healing, identities, pinning, remembering
 from pglockstep.link.drops import follow
-from pglockstep.link.link import Link, demand_progress
+from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import needs_decision
@@ -145,7 +145,7 @@ async def carry_out(link: Link, conn: AsyncConnection[TupleRow], target: End) ->
 
 async def _bring_back(link: Link, conn: AsyncConnection[TupleRow], target: End, request: Resync) -> str:
     with translate(target):
-        record = demand_progress(await progress.read(conn))
+        record = await progress.demand(conn)
     source = ends(link.config)[0]
     session = await connect(source, "resync")
     try:

@@ -16,7 +16,7 @@ import msgspec
 from psycopg import AsyncConnection, sql
 from psycopg.rows import class_row
 
-from pglockstep.errors import TargetLacks
+from pglockstep.errors import TargetError, TargetLacks
 from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
 from pglockstep.units import Lsn
 
@@ -109,6 +109,17 @@ async def read(conn: AsyncConnection) -> LinkRecord | None:
             "FROM pglockstep.link AS l LEFT JOIN pglockstep.progress AS p ON p.link = l.id"
         )
         return await rows.fetchone()
+
+
+async def demand(conn: AsyncConnection) -> LinkRecord:
+    """The record of the link that fills this target, with its progress; raises `TargetError` where that is gone."""
+    record = await read(conn)
+    if record is None or record.progress is None:
+        raise TargetError(
+            "the link's progress is gone from the target",
+            hint="was schema pglockstep dropped there? pglockstep teardown, empty the target, pglockstep once",
+        )
+    return record
 
 
 async def is_whole(conn: AsyncConnection) -> bool:
