@@ -155,7 +155,7 @@ class Guarded:
         assert record is not None
         assert record.progress is not None
         ahead = await copying.ahead(both.target_conn, record.progress)
-        barrier = await session.emit_barrier(both, record.id)
+        barrier = await session.emit_barrier(both.source_conn, both.source, record.id)
         async with self._link.applying(both, copied=ahead) as pipeline:
             await pipeline.run(until=barrier)
 

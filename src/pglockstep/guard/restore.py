@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -45,7 +46,7 @@ from pglockstep.progress import target as progress
 from pglockstep.progress.restoring import Restoring
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
-from pglockstep.wal.messages import Message
+from pglockstep.wal.messages import LogicalMessage, Message
 
 #: The prefix of the message that opens the transaction; its content is the link's id, a colon and the incident's.
 MARKER = "pglockstep restore"
@@ -61,7 +62,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     source, renamed or replaced; `known`: the OIDs that they had there. `expected`: how many rows the incident says that
     a table lost; where all of it was taken that is how an empty table on the target is told from one that was emptied,
     too. `images_since`: what the target has deleted behind this LSN belongs to it as well, of the tables in `only`;
-    `spanned`: `messages` begin there, and name just those rows.
+    `spanned`: `messages` begin there, and name just those rows. `again`: it was put back before and was taken once more;
+    `messages` have that as well.
     """
 
     link: LinkRecord
@@ -73,6 +75,16 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     expected: Mapping[QualifiedName, int] = {}
     images_since: Lsn | None = None
     spanned: bool = False
+    again: bool = False
+
+
+def is_restoring(message: Message, link: str) -> bool:
+    """Whether this message opens a transaction by which something is put back for the link of that id. Pure."""
+    return (
+        isinstance(message, LogicalMessage)
+        and message.prefix == MARKER
+        and message.content.startswith(f"{link}:".encode())
+    )
 
 
 async def restore(source: End, target: End, order: Order) -> Outcome:
@@ -96,7 +108,8 @@ async def restore(source: End, target: End, order: Order) -> Outcome:
         with translate(source):
             facts = await privileges.facts(writer)
         restore_checks.demand_source(source, facts, order.link)
-        if (done := await restore_fate.settled(notes, watcher, (target, source), order.incident)) is not None:
+        done = await restore_fate.settled(notes, watcher, (target, source), order.incident)
+        if done is not None and not order.again:
             return done
         sides = Sides(reader, writer, target, source)
         async with naming_blockers(watcher, writer, source):
@@ -150,7 +163,13 @@ class _Work:
     async def _taken(self, here: Mapping[QualifiedName, Table]) -> list[TakenTable]:
         """What the transaction took, staged on the target."""
         order = self._order
-        taken = Taken(self._sides.target, self._sides.target_end, here, order.only)
+        taken = Taken(
+            self._sides.target,
+            self._sides.target_end,
+            here,
+            order.only,
+            partial(is_restoring, link=order.link.id),
+        )
         batches = iter(order.messages)
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             await taken.feed(batch)
@@ -299,7 +318,8 @@ class _Work:
                 await gone.put_back()
             if order.images_since is not None and (order.only is None or name in order.only):
                 staged = order.spanned and each.deleted and not each.whole
-                if staged or not order.spanned:
+                # without a key what an earlier attempt brought back that way would come once more
+                if staged or not (order.spanned or (order.again and not table.primary_key)):
                     await gone.put_back_images(order.images_since, staged_only=staged)
             self._note(gone, "inserted")
 

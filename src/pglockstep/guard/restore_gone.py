@@ -29,8 +29,27 @@ class GoneRows(TableRows):
             await self._insert_gone()
             return
         columns = self.common(self.taken.table.data_columns)
-        query = composed("SELECT {} FROM {}", listing("t", columns), only(self.taken.table, "t"))
-        await self._insert(query, columns)
+        await self._insert(composed("SELECT {} FROM {}", listing("t", columns), self._not_back()), columns)
+
+    def _not_back(self) -> sql.Composable:
+        """The rows of a table of which all was taken, as t: but for those that are said to have come back since."""
+        taken = self.taken
+        if taken.key or not taken.staged:
+            return only(taken.table, "t")
+        text = row_text(names("t", [each.name for each in taken.columns]))
+        return composed(
+            "(SELECT t.* FROM (SELECT t.*, {} AS pglockstep_row, "
+            "pg_catalog.row_number() OVER (PARTITION BY {}) AS pglockstep_nth FROM {}) AS t "
+            "LEFT JOIN (SELECT {} AS back, -pg_catalog.sum(g.op) AS times FROM {} AS g GROUP BY 1) AS g "
+            "ON g.back = t.pglockstep_row WHERE t.pglockstep_nth > coalesce(g.times, 0)) AS t",
+            *(
+                text,
+                text,
+                only(taken.table, "t"),
+                row_text(numbered("k", len(taken.columns), "g")),
+                taken.gone,
+            ),
+        )
 
     async def put_back_images(self, since: Lsn, *, staged_only: bool) -> None:
         """Rows that the target deleted after `since`, from their images; `staged_only`: just those that are staged.

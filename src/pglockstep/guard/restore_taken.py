@@ -7,7 +7,7 @@ that only came and went never was there. Nothing of the user's is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 from psycopg import AsyncConnection, sql
@@ -20,8 +20,10 @@ from pglockstep.postgres.connect import End, translate
 from pglockstep.postgres.names import QualifiedName, quote_if_needed
 from pglockstep.wal.messages import (
     UNCHANGED,
+    Commit,
     Delete,
     Insert,
+    LogicalMessage,
     Message,
     Relation,
     Row,
@@ -35,6 +37,8 @@ _HELD = 4 << 20
 
 class TakenTable(msgspec.Struct):
     """What of one table was taken: all of it if `whole`; else what its staging tables hold, numbered `number`.
+
+    Without a key, all of it but what the staging table says came back since.
 
     `columns` are the target's, in the order in which they were sent; `key` those that name a row, none where only the
     whole row does. `restarted`: its sequences began anew. `deleted`, `updated`: whether there is anything of that kind.
@@ -75,7 +79,10 @@ class TakenTable(msgspec.Struct):
 
 
 class Taken:
-    """Gathers what transactions took, through a session on the target that is in a transaction."""
+    """Gathers what transactions took, through a session on the target that is in a transaction.
+
+    `only`: of these tables. `is_ours`: whether a transaction that begins with this message has put something back.
+    """
 
     def __init__(
         self,
@@ -83,7 +90,9 @@ class Taken:
         end: End,
         tables: Mapping[QualifiedName, Table],
         only: Iterable[QualifiedName] | None = None,
+        is_ours: Callable[[Message], bool] = lambda message: False,
     ) -> None:
+        self._is_ours = is_ours
         self._conn = conn
         self._end = end
         self._tables = tables
@@ -93,6 +102,8 @@ class Taken:
         self._held: dict[tuple[str, int], list[bytes]] = {}
         self._size = 0
         self._updates = 0
+        #: whether we are in a transaction by which something was put back
+        self._ours = False
         self.found: dict[QualifiedName, TakenTable] = {}
 
     async def feed(self, messages: Iterable[Message]) -> None:
@@ -106,9 +117,13 @@ class Taken:
                 await self._update(message)
             elif isinstance(message, Truncate):
                 for each in message.relation_ids:
-                    self._truncate(self._losing(each), restart=message.restart_identity)
+                    await self._truncate(self._losing(each), restart=message.restart_identity)
             elif isinstance(message, Relation):
                 self._describe(message)
+            elif isinstance(message, LogicalMessage):
+                self._ours = self._ours or self._is_ours(message)
+            elif isinstance(message, Commit):
+                self._ours = False
             if self._size >= _HELD:
                 await self.flush()
 
@@ -185,7 +200,7 @@ class Taken:
 
     async def _delete(self, change: Delete) -> None:
         taken = self._losing(change.relation_id)
-        if taken is None or taken.whole:
+        if taken is None or (taken.whole and taken.key):
             return
         taken.deleted = True
         await self._stage_gone(taken)
@@ -193,7 +208,7 @@ class Taken:
 
     async def _insert(self, change: Insert) -> None:
         taken = self._shapes.get(change.relation_id)
-        if taken is None or taken.whole:
+        if taken is None or (taken.whole and (taken.key or not self._ours)):
             return
         await self._stage_gone(taken)
         self._hold(("gone", taken.number), (b"-1", *_named(taken, change.new)))
@@ -229,12 +244,15 @@ class Taken:
         moved = b"0" if old == key else b"1"
         self._hold(("set", taken.number), (number, sent, moved, *old, *key, *values))
 
-    def _truncate(self, taken: TakenTable | None, *, restart: bool) -> None:
+    async def _truncate(self, taken: TakenTable | None, *, restart: bool) -> None:
         if taken is not None:
             taken.whole = True
             taken.restarted |= restart
             self._held.pop(("gone", taken.number), None)
             self._held.pop(("set", taken.number), None)
+            if taken.staged:
+                with translate(self._end):
+                    await self._conn.execute(composed("TRUNCATE {}", taken.gone))
 
     async def _stage_gone(self, taken: TakenTable) -> None:
         if not taken.staged:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -67,8 +68,15 @@ class Balance:
         self.lost: dict[QualifiedName, int] = {}
         self._used: dict[str, int] = {}
 
-    async def judge(self, mended: Mapping[QualifiedName, Mended]) -> None:
-        """Raise `TooMuchLost`, which undoes the heal, if it takes more than it may; `Differs` if it was only to compare."""
+    async def judge(
+        self,
+        mended: Mapping[QualifiedName, Mended],
+        wiped: Mapping[QualifiedName, str] = MappingProxyType({}),
+    ) -> None:
+        """Raise `TooMuchLost`, which undoes the heal, if it takes more than it may; `Differs` if it was only to compare.
+
+        `wiped`: tables in which the source has done what the stream would hold, and what that was.
+        """
         harmed: dict[QualifiedName, str] = {}
         intact: dict[QualifiedName, str] = {}
         for name, done in mended.items():
@@ -81,7 +89,10 @@ class Balance:
                 continue
             lately = self._link.gate.judge.counts.lost_lately(name, self._time)
             self.lost[name] = max(0, stood - now)
-            if self._is_too_much(name, stood + lately, now, whole=before >= stood):
+            if name in wiped and (done.put_back or done.removed):
+                which = intact if before >= stood and name not in self._named else harmed
+                which[name] = wiped[name]
+            elif self._is_too_much(name, stood + lately, now, whole=before >= stood):
                 sentence = f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
                 which = intact if before >= stood and name not in self._named else harmed
                 which[name] = sentence

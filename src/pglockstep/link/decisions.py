@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
@@ -18,17 +19,18 @@ from pglockstep.errors import DecisionRefused, EndError, LinkHeld, LockstepError
 from pglockstep.guard import restore_journal, watch
 from pglockstep.guard.restore import Order, restore
 from pglockstep.guard.restore_outcome import told
-from pglockstep.link import healing, looking, pinning, remembering, resync, session, survey, takeover
+from pglockstep.link import healing, looking, mending, pinning, remembering, resync, session, survey, takeover
 from pglockstep.link.drops import follow
 from pglockstep.link.link import Link
 from pglockstep.link.noting import noted
+from pglockstep.link.receiving import received
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.requests import Resync
-from pglockstep.postgres.connect import End, answered, ends, translate
+from pglockstep.postgres.connect import End, answered, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.progress import copying, detached, restoring
+from pglockstep.progress import copying, detached
 from pglockstep.progress import source_tables as followed
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -213,40 +215,55 @@ async def _restore(
     link.standing.move(Event.HEAL_STARTED, f"incident {incident.id} is being restored on the source")
     source, tables = ends(link.config)[0], _tables(incident)
     for attempt in range(1, _ATTEMPTS + 1):
-        outcome = await restore(source, target, await _order(link, conn, target, record, incident))
+        if incident.kind == "drop":
+            order = await _dropped(conn, target, record, incident)
+            settled: Mapping[QualifiedName, Lsn] = {}
+        else:
+            # what a wipe that goes on has taken belongs to it, and so does what was put back already
+            async with await connect(source, "restore") as there:
+                await received(link, there, source, record)
+            order, upto = await _wiped(link, conn, target, record, incident)
+            settled = dict.fromkeys(tables, upto)
+        outcome = await restore(source, target, msgspec.structs.replace(order, again=attempt > 1))
         if incident.kind == "drop":
             await follow(conn, target, source, tables)
         try:
-            await healing.heal(link, conn, target, frozenset(tables))
+            await mending.heal(link, conn, target, frozenset(tables), settled=settled)
             break
         except TooMuchLost:
-            # a wipe that is still going on: what it has taken meanwhile belongs to it
             if attempt == _ATTEMPTS:
                 raise
-            with translate(target):
-                await restoring.forget(conn, incident.id)
             await asyncio.sleep(attempt)
     link.incidents.concluded(incident.id, "restored", told(outcome))
     log.info("incident %s: %s", incident.id, told(outcome), extra=link.about("guard.restored"))
 
 
-async def _order(
-    link: Link, conn: AsyncConnection[TupleRow], target: End, record: LinkRecord, incident: Incident
+async def _dropped(
+    conn: AsyncConnection[TupleRow], target: End, record: LinkRecord, incident: Incident
 ) -> Order:
-    """What is to be put back: by the catalogs if tables are gone, else by what the journal has of it."""
+    """To put tables back that are gone: by the catalogs."""
+    with translate(target):
+        known = await followed.read(conn)
+    return Order(
+        link=record,
+        incident=incident.id,
+        dropped=tuple(_tables(incident)),
+        known=known,
+        expected=_lost(incident),
+    )
+
+
+async def _wiped(
+    link: Link, conn: AsyncConnection[TupleRow], target: End, record: LinkRecord, incident: Incident
+) -> tuple[Order, Lsn]:
+    """To put rows back: by what the journal has of those who took them; and up to where those are."""
     tables = _tables(incident)
     only = tuple(tables)
-    lost = {
-        QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables if not each.columns
-    }
-    if incident.kind == "drop":
-        with translate(target):
-            known = await followed.read(conn)
-        return Order(link=record, incident=incident.id, dropped=only, known=known, expected=lost)
     assert incident.lsn is not None
     lsn = Lsn.parse(incident.lsn)
     folder = link.state.journal(record.id)
     belonging = await survey.belonging(link, conn, target, record, lsn, tables)
+    upto = Lsn(belonging[-1] + 1)
     since = Lsn.parse(incident.since_lsn) if incident.since_lsn else None
     if since is not None:
         try:
@@ -256,7 +273,7 @@ async def _order(
             pass
         else:
             messages = restore_journal.transactions(folder, since, belonging[-1])
-            return Order(
+            order = Order(
                 link=record,
                 incident=incident.id,
                 messages=messages,
@@ -264,12 +281,21 @@ async def _order(
                 images_since=since,
                 spanned=True,
             )
+            return order, upto
     messages = _only(restore_journal.transactions(folder, lsn, belonging[-1]), frozenset(belonging))
     # what came behind it took more
-    expected = {} if len(belonging) > 1 else lost
-    return Order(
+    expected = {} if len(belonging) > 1 else _lost(incident)
+    order = Order(
         link=record, incident=incident.id, messages=messages, only=only, expected=expected, images_since=since
     )
+    return order, upto
+
+
+def _lost(incident: Incident) -> dict[QualifiedName, int]:
+    """How many rows the incident says that each table lost. Pure."""
+    return {
+        QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables if not each.columns
+    }
 
 
 def _whole(batches: Iterable[Sequence[Message]]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import partial
+from typing import TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -42,6 +43,8 @@ from pglockstep.wal.messages import Begin, Commit
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T", bound="StreamGate")
+
 #: Tables of so many rows are counted at once when their number is not known.
 _SMALL = 1_000_000
 
@@ -59,7 +62,6 @@ class StreamGate:
         self._tallies = Tallies()
         self._copied: Mapping[QualifiedName, Lsn] = {}
         self._began = False
-        self._uses = True
         self._saved = -1
         #: what is held back: the transaction, the judge's answer, and how to have it judged again
         self._transaction: Transaction | None = None
@@ -242,11 +244,11 @@ class StreamGate:
         assert self._transaction is not None
         return Lsn(self._transaction.final_lsn)
 
-    def twin(self) -> StreamGate:
+    def twin(self, kind: type[T]) -> T:
         """A gate that judges from here on as this one would; what it notes stays its own."""
-        twin = StreamGate(self._config, self._key, self._state, self._target)
+        twin = kind(self._config, self._key, self._state, self._target)
         twin.judge = deepcopy(self.judge)
-        twin._copied, twin._began, twin._uses = self._copied, True, False
+        twin._copied, twin._began = self._copied, True
         return twin
 
     async def dropped(self, gone: Sequence[Gone], progress: Lsn, time: int) -> Incident | None:
@@ -321,7 +323,7 @@ class StreamGate:
 
     def _use(self, passed: Pass) -> None:
         about = self._about("guard.allowed")
-        for each in passed.used if self._uses else ():
+        for each in passed.used:
             self._store.use(each.allowance, each.rows)
             log.info("%d rows were lost that allowance %s covers", each.rows, each.allowance, extra=about)
 

@@ -8,37 +8,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-import msgspec
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.copy.ends import Ends
-from pglockstep.copy.source import published_tables
 from pglockstep.errors import EndError, LockstepError, SourceError, TargetBusy, TargetError
-from pglockstep.findings import counted
 from pglockstep.guard import heal as engine
-from pglockstep.guard import reading, watch
-from pglockstep.guard.heal import Healed, Remembered, Wish
-from pglockstep.guard.mend import Mended
-from pglockstep.guard.policy import Rules
-from pglockstep.guard.watch import Mode
-from pglockstep.link import looking, pinning, session
-from pglockstep.link.balance import Balance, Differs, Intact, lost_on_both
+from pglockstep.guard import reading
+from pglockstep.guard.heal import Healed
+from pglockstep.link import looking, mending, pinning
+from pglockstep.link.balance import Differs
 from pglockstep.link.link import Link
 from pglockstep.link.looking import Seen
-from pglockstep.link.memory import Known
 from pglockstep.link.noting import DATABASE_GONE, SCHEMA_GONE, heals_itself, noted
-from pglockstep.link.remembering import remember_healed, standing
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, Loss, needs_decision
-from pglockstep.postgres import catalog, privileges
-from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.connect import End, ends, translate
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.progress import copying, detached
 from pglockstep.progress import target as progress
 
 log = logging.getLogger(__name__)
@@ -152,7 +142,7 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
         reason = "; ".join(each.message for each in healing)
         link.standing.move(Event.HEAL_STARTED, f"being put right from the source: {reason}")
     try:
-        healed, stood = await heal(
+        healed, stood = await mending.heal(
             link,
             conn,
             target,
@@ -178,7 +168,7 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
         assert seen is not None
         healing = [noted(link, seen.suspicion, seen.at)]
     link.memory.failures = 0
-    what = told(healed)
+    what = mending.told(healed)
     for each in healing:
         link.incidents.concluded(each.id, "healed", what, tables=_losses(each, healed, stood))
     if healing:
@@ -227,158 +217,6 @@ def _named(incidents: Sequence[Incident], seen: Seen | None) -> set[QualifiedNam
     return named | (seen.suspicion.tables if seen is not None else set())
 
 
-async def heal(
-    link: Link,
-    conn: AsyncConnection[TupleRow],
-    target: End,
-    suspects: frozenset[QualifiedName] | None,
-    *,
-    seen: Seen | None = None,
-    named: Collection[QualifiedName] | None = None,
-    follow_again: Collection[QualifiedName] = (),
-    compares: bool = False,
-    confirmed: int = 0,
-) -> tuple[Healed, Mapping[QualifiedName, int]]:
-    """Make these tables, or all, what they are on the source, exactly; the stream then skips what they hold.
-
-    Returns what was done, and how many rows each table held before it was harmed. `seen`: what is dealt with by it. Tables beyond
-    the `named` that only the source has lost are left to the stream. `follow_again`: tables that were detached; of them so
-    many rows may be gone or changed as a person has `confirmed`. Raises
-    `TooMuchLost`, with nothing changed, where tables would end with fewer rows than the rules allow; else the ends' errors.
-    """
-    known = link.memory.known()
-    with translate(target):
-        stands = await progress.is_whole(conn)
-        if stands:
-            await progress.upgrade(conn)
-            fresh = await engine.remember(conn)
-            apart = await detached.read(conn)
-            followed = set(await looking.following(link, conn))
-            remembered = fresh
-            if known is not None and (
-                seen is None or seen.reading.database_oid == known.reading.database_oid
-            ):
-                # what was renamed is known by the names that tables had when all was well
-                remembered = msgspec.structs.replace(fresh, tables=known.remembered.tables)
-        else:
-            assert known is not None
-            # numbers of another database say nothing here; what was there is known by its names
-            same = seen is not None and seen.reading.database_oid == known.reading.database_oid
-            tables = known.remembered.tables
-            renamed = tables if same else tuple((schema, name, 0) for schema, name, _ in tables)
-            remembered = msgspec.structs.replace(known.remembered, tables=renamed)
-            followed = {each.table for each in known.reading.tables}
-            apart = {QualifiedName(schema, name): incident for schema, name, incident in known.apart}
-    there, time = await _on_source(link, remembered)
-    detach = apart.keys() - set(follow_again)
-    mine = {QualifiedName(schema, name) for schema, name, _ in remembered.tables}
-    left_out = {name for name, published in there.items() if not published and name not in mine}
-    left_out |= {name for name in there if not link.selection.carries(*name)} | detach
-    named = suspects or frozenset() if named is None else named
-    _demand_on_either(
-        link,
-        (set(named) | followed) - there.keys() - detach,
-        await _missing(conn, target, followed | set(named)),
-    )
-    aside: set[QualifiedName] = set()
-    after: list[Known] = []
-    stays_apart = {name: apart[name] for name in detach}
-
-    async def judge(mended: Mapping[QualifiedName, Mended]) -> None:
-        await balance.judge(mended)
-        # before the commit: what is done to it behind that is to be seen
-        after[:] = [await standing(link, conn, (followed | set(follow_again)) - detach, stays_apart)]
-
-    while True:
-        balance = Balance(link, conn, named, time, again=follow_again, confirmed=confirmed, compares=compares)
-        chosen = None if suspects is None else suspects - aside
-        mode = _one_mode(link, there.keys() - left_out)
-        wish = Wish(frozenset(left_out | aside), chosen, mode, _stood(known, follow_again), judge)
-        try:
-            healed = await engine.heal(ends(link.config)[0], target, conn, remembered, wish)
-            break
-        except Intact as error:
-            if not stands:
-                # how far the stream was is lost, and with it what it would say of these
-                raise
-            aside |= error.tables
-            log.warning("left to the stream: %s", error, extra=link.about("guard.aside"))
-    balance.commit()
-    remember_healed(link, after[0], healed.tables.keys())
-    for name in healed.tables:
-        link.memory.doubts.pop(name, None)
-    with translate(target):
-        if not stands:
-            for name, incident in apart.items():
-                await detached.detach(conn, [name], incident)
-        await detached.attach(conn, follow_again)
-        if seen is not None and stands:
-            await watch.dealt_with(conn, seen.pending)
-        record = await progress.demand(conn)
-        assert record.progress is not None
-        ahead = await copying.ahead(conn, record.progress)
-        link.gate.begin(record.progress, ahead)
-        link.gate.seed(balance.rows, {name: ahead.get(name, record.progress) for name in balance.rows}, time)
-    balance.note_lost()
-    return healed, balance.stood
-
-
-async def _on_source(link: Link, remembered: Remembered) -> tuple[dict[QualifiedName, bool], int]:
-    """The source's tables, and whether each is published; and its clock. Raises unless it is the source that it was."""
-    source = ends(link.config)[0]
-    conn = await connect(source, "heal")
-    try:
-        with translate(source):
-            session.demand_identity(source, await privileges.facts(conn), remembered.record)
-        # an older copy of itself has the same name
-        await pinning.demand_known(link, conn, source, remembered.record, remembered.record.progress)
-        with translate(source):
-            published = await published_tables(conn, source, remembered.record.publication)
-            tables = await catalog.tables(conn)
-            return {each.name: each.name in published for each in tables}, await session.source_clock(conn)
-    finally:
-        await conn.close()
-
-
-async def _missing(
-    conn: AsyncConnection[TupleRow], target: End, tables: Collection[QualifiedName]
-) -> set[QualifiedName]:
-    """Those of these tables that are not on the target."""
-    with translate(target):
-        here = {each.name for each in await catalog.tables(conn)}
-    return set(tables) - here
-
-
-def _demand_on_either(
-    link: Link, gone: Collection[QualifiedName], missing: Collection[QualifiedName]
-) -> None:
-    """Raise `TooMuchLost` if tables that held rows are neither on the source nor on the target."""
-    rows = {name: link.gate.stood(name) or 0 for name in sorted(set(gone) & set(missing))}
-    if lost := {
-        name: f"table {name} of {counted(held, 'row')} is gone from the target"
-        for name, held in rows.items()
-        if held
-    }:
-        raise lost_on_both(lost)
-
-
-def _one_mode(link: Link, tables: Collection[QualifiedName]) -> Mode | None:
-    """How all of these tables are watched, if all are in one way; else the watch is put on after the heal. Pure."""
-    modes = {Rules.of(link.config.guard, each).protect_target for each in tables}
-    if len(modes) != 1:
-        return None
-    (mode,) = modes
-    return None if mode == "off" else mode
-
-
-def _stood(known: Known | None, again: Collection[QualifiedName]) -> frozenset[tuple[str, str, str]]:
-    """The columns that the target had when all was well, but for tables that are read anew. Pure."""
-    tables = known.reading.tables if known is not None else ()
-    return frozenset(
-        (*each.table, name) for each in tables if each.table not in again for name, _ in each.columns
-    )
-
-
 def _losses(incident: Incident, healed: Healed, stood: Mapping[QualifiedName, int]) -> tuple[Loss, ...]:
     """What each table turned out to have lost; what was written through a root, its leaves have. Pure."""
     named = {QualifiedName(each.schema, each.table): each for each in incident.tables}
@@ -387,13 +225,3 @@ def _losses(incident: Incident, healed: Healed, stood: Mapping[QualifiedName, in
         if done.put_back or done.removed or name in named:
             found[name] = Loss(*name, stood.get(name), done.put_back)
     return tuple(found[name] for name in sorted(found))
-
-
-def told(healed: Healed) -> str:
-    """What came of a heal, in a sentence. Pure."""
-    parts = [f"{counted(healed.put_back, 'row')} put back"]
-    if healed.removed:
-        parts.append(f"{counted(healed.removed, 'row')} that the source does not have taken away")
-    if healed.made:
-        parts.append(f"{counted(len(healed.made), 'object')} made again")
-    return ", ".join(parts)

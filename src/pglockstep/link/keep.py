@@ -138,7 +138,7 @@ class Keeper:
             except (TargetUnreachable, TargetBusy) as error:
                 journal, record = await self._begin_without_target(stack, error)
             journal.needs(self._applied)
-            self._journal = journal
+            self._journal = self._link.receives = journal
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(journal.run(), name="journal")
@@ -163,6 +163,7 @@ class Keeper:
             except BaseExceptionGroup as group:
                 raise first_of(group) from group
             finally:
+                self._link.receives = None
                 self._note()
 
     async def _persist(

@@ -63,7 +63,7 @@ async def once(link: Link) -> OnceResult:
             await drops.adopt(ends.target_conn, ends.target)
             with translate(ends.source):
                 await drops.look(ends.source_conn)
-            barrier = await session.emit_barrier(ends, record.id)
+            barrier = await session.emit_barrier(ends.source_conn, ends.source, record.id)
             try:
                 pipeline = await _apply_until(link, ends, barrier, careful=False)
             except IncidentOpen:
@@ -185,7 +185,7 @@ async def _holder(link: Link, ends: Ends) -> Holder | None:
 
 async def _barrier_passed(link: Link, ends: Ends, record: LinkRecord) -> Lsn | None:
     """Set a barrier and wait until another process has applied it; None if that process is gone."""
-    barrier = await session.emit_barrier(ends, record.id)
+    barrier = await session.emit_barrier(ends.source_conn, ends.source, record.id)
     patience = link.config.silence_timeout
     last, deadline = record.progress, time.monotonic() + patience
     end = time.monotonic() + 10 * patience

@@ -73,6 +73,8 @@ class Link:
         self.incidents = Incidents(state)
         self.memory = TargetMemory(state, self.key)
         self._images = LastImages(config.guard)
+        #: what a daemon receives into, all the time
+        self.receives: Journal | None = None
         #: how often the source was marked, as far as is known here (`progress.generation`)
         self.generation = 0
 
@@ -150,7 +152,7 @@ class Link:
         assert record is not None
         with translate(ends.source):
             self.gate.seed(copying.rows_of(parts), copied, await session.source_clock(ends.source_conn))
-        barrier = await session.emit_barrier(ends, record.id)
+        barrier = await session.emit_barrier(ends.source_conn, ends.source, record.id)
         async with self.applying(ends, copied=copied) as pipeline:
             await pipeline.run(until=barrier)
         return pipeline.outlet.applied

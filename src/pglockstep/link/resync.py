@@ -22,7 +22,7 @@ from pglockstep.copy.source import publish, published_tables
 from pglockstep.errors import DecisionRefused, EndError, LockstepError, LookAgain, TargetLacks, UsageProblem
 from pglockstep.findings import counted, listed
 from pglockstep.guard import questions, watch
-from pglockstep.link import healing, identities, pinning, remembering
+from pglockstep.link import identities, mending, pinning, remembering
 from pglockstep.link.drops import follow
 from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
@@ -159,11 +159,11 @@ async def _bring_back(link: Link, conn: AsyncConnection[TupleRow], target: End, 
         # whoever changes rows there must not be refused for want of an identity
         await identities.settle(link)
     tables = frozenset(request.tables)
-    healed, _ = await healing.heal(link, conn, target, tables, follow_again=tables, confirmed=request.rows)
+    healed, _ = await mending.heal(link, conn, target, tables, follow_again=tables, confirmed=request.rows)
     await follow(conn, target, source, request.tables)
     with translate(target):
         await remembering.remember(link, conn)
-    return healing.told(healed)
+    return mending.told(healed)
 
 
 async def look(link: Link, outlet: Callable[[], Outlet | None]) -> None:

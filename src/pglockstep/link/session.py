@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.config.sections import LinkConfig
@@ -100,10 +101,10 @@ async def demand_slot(
     return slot
 
 
-async def emit_barrier(ends: Ends, link: str) -> Lsn:
+async def emit_barrier(conn: AsyncConnection[TupleRow], source: End, link: str) -> Lsn:
     """Write a barrier into the source's WAL; a target whose progress has reached the result holds all before it."""
-    with translate(ends.source):
-        cursor = await ends.source_conn.execute(
+    with translate(source):
+        cursor = await conn.execute(
             "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)", [BARRIER_PREFIX, link]
         )
         row = await cursor.fetchone()

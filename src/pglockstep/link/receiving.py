@@ -1,0 +1,62 @@
+"""What the source has sent until now, brought into the journal: for whoever has to know of it before anything is applied."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from pglockstep.errors import SourceBusy, first_of
+from pglockstep.journal.journal import Journal
+from pglockstep.link import session
+from pglockstep.link.intake import Intake
+from pglockstep.link.link import Link
+from pglockstep.postgres.connect import End
+from pglockstep.progress.target import LinkRecord
+from pglockstep.units import Lsn
+
+
+async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, record: LinkRecord) -> Lsn:
+    """Return once everything that is committed on the source now is in the journal's files; up to where that is.
+
+    A daemon's own stream is waited for; without one it is received here, by whoever holds the link's lock, and nothing of it is
+    confirmed. `conn` is a session at the source. Raises the source's errors, and what says that the stream cannot go on.
+    """
+    barrier = await session.emit_barrier(conn, source, record.id)
+    if link.receives is not None:
+        await _durable(link.receives, barrier, source)
+        return barrier
+    async with link.journal(conn, source, record) as journal:
+        assert record.progress is not None
+        journal.needs(record.progress)
+        intake = Intake(source, record, journal, lambda: Lsn(0))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                side = [
+                    tasks.create_task(journal.run(), name="journal"),
+                    tasks.create_task(intake.run(), name="intake"),
+                ]
+                await _durable(journal, barrier, source)
+                for task in side:
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group
+    return barrier
+
+
+async def _durable(journal: Journal, barrier: Lsn, source: End) -> None:
+    """Wait until the journal has everything before `barrier` on its disk; not for a stream that stands still."""
+    position, moved_at = journal.position, time.monotonic()
+    while True:
+        if journal.durable >= barrier:
+            return
+        await asyncio.sleep(0.005)
+        if journal.position != position:
+            position, moved_at = journal.position, time.monotonic()
+        if time.monotonic() - moved_at > source.silence_timeout:
+            raise SourceBusy(
+                f"the source has been sending nothing for {source.silence_timeout:g} s, though it has more",
+                hint="pglockstep status says what its stream waits for; it is tried again",
+            )
