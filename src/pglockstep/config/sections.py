@@ -122,7 +122,7 @@ class GuardConfig(Section, frozen=True):
     floors: Annotated[
         dict[TableName, Rows],
         key(
-            "Tables in which no transaction may leave fewer rows than this.",
+            "Tables in which no transaction may leave fewer rows than this; of a partitioned table, in all of it.",
             title="a table of names and numbers",
             example={'public."User"': 5},
         ),

@@ -8,7 +8,7 @@ from psycopg.rows import TupleRow
 from pglockstep.apply.applier import UPTO
 from pglockstep.config.sections import GuardConfig
 from pglockstep.guard import images
-from pglockstep.guard.policy import Rules
+from pglockstep.guard.policy import Rulebook
 from pglockstep.postgres.catalog import Table
 
 #: So many are forgotten at once.
@@ -16,14 +16,15 @@ _PRUNED = 10_000
 
 
 class LastImages:
-    """What becomes of deleted rows by `guard`."""
+    """What becomes of deleted rows by `guard`; `rules`: what it has for each table."""
 
-    def __init__(self, guard: GuardConfig) -> None:
+    def __init__(self, guard: GuardConfig, rules: Rulebook) -> None:
         self._guard = guard
+        self._rules = rules
 
     def keeping(self, delete: sql.Composable, table: Table, alias: str) -> sql.Composable:
         """`delete` as a statement that keeps the images of what it deletes, where that is wanted for the table."""
-        if not Rules.of(self._guard, table.name).keep_deleted:
+        if not self._rules.of(table.name).keep_deleted:
             return delete
         return images.keeping(delete, table, UPTO, alias)
 

@@ -11,7 +11,6 @@ from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, LockstepError, TargetLacks, TooMuchLost
 from pglockstep.findings import counted, demand, listed
 from pglockstep.guard import refill
-from pglockstep.guard.policy import Rules
 from pglockstep.guard.refill import Order
 from pglockstep.guard.restore_outcome import told
 from pglockstep.link import adoption, pinning, remembering
@@ -116,7 +115,7 @@ async def _fill(link: Link, both: Ends, record: LinkRecord, incident: Incident) 
 async def _accept(link: Link, both: Ends, record: LinkRecord, incident: Incident) -> str:
     """Follow the source as it is, unless it lacks more than the rules allow and a person has named."""
     found = await refill.losses(both.source, both.target, await pinning.not_carried(link, both.target))
-    may_lose = {name: Rules.of(link.config.guard, name).may_lose(stood) for name, (stood, _) in found.items()}
+    may_lose = {name: link.rules.of(name).may_lose(stood) for name, (stood, _) in found.items()}
     beyond = [name for name, (_, lost) in found.items() if lost > may_lose[name]]
     total = sum(lost for _, lost in found.values())
     named = None if incident.decision is None else incident.decision.rows
