@@ -38,6 +38,8 @@ from pglockstep.observe.incident import Allowance, Incident, Kind, Loss
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
 
+#: What has to be said of a transaction that trips before its end is known.
+_NOT_YET = "what else it does has not been judged yet, and is asked about if it is let through"
 #: How many other tables a sentence names.
 _NAMED = 3
 
@@ -173,7 +175,10 @@ class Judge:
             account = self.counts.account(each.shape.name)
             if each.truncated and account.rows > 0 and transaction.final_lsn >= account.lsn:
                 self._judged(finding, account, truncation(account, each, transaction, complete=False), time)
-        return self._trip(finding) if finding.tripped else PASS
+        if not finding.tripped:
+            return PASS
+        trip = self._trip(finding)
+        return msgspec.structs.replace(trip, message=f"{trip.message}; {_NOT_YET}")
 
     def end(self, transaction: Transaction) -> Answer:
         """Judge a large transaction at its commit; its tallies are what `part` was told."""
@@ -197,7 +202,10 @@ class Judge:
         for account, evidence, suspicions in finding.asked:
             found = [(each, each.rows if each.sure else each.settled(next(given))) for each in suspicions]
             self._judged(finding, account, update(account, evidence, transaction, found), time)
-        return self._trip(finding) if finding.tripped else self._pass(finding)
+        if not finding.tripped:
+            return self._pass(finding)
+        self._note_beside(finding)
+        return self._trip(finding)
 
     # --- tables that are gone -----------------------------------------------------------------------------
 
@@ -274,9 +282,7 @@ class Judge:
                 finding.asked.append((account, evidence, suspicions))
         if finding.uncounted:
             return Recount(tuple(sorted(set(finding.uncounted))))
-        if finding.tripped:
-            self._note_beside(finding)
-            return self._trip(finding)
+        # also where it trips already: whoever decides is to know all of it
         finding.questions = [
             Question(evidence.shape, each.column, each.value, account.rules.may_turn(account.rows), each.keys)
             for account, evidence, suspicions in finding.asked

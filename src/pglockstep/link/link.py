@@ -73,7 +73,7 @@ class Link:
         self.gate = StreamGate(config, self.key, state, target)
         self.incidents = Incidents(state)
         self.memory = TargetMemory(state, self.key)
-        self._images = LastImages(config.guard, self.rules)
+        self._images = LastImages(config, self.rules)
         #: how often the source was marked, as far as is known here (`progress.generation`)
         self.generation = 0
 
@@ -267,6 +267,7 @@ class Link:
                     copied=known,
                     gate=self.gate,
                     keeping=self._images.keeping,
+                    emptying=partial(self._images.keep_all, conn),
                     followed=followed,
                 )
                 with answered(target, conn, watch):
