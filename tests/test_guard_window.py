@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,7 +162,7 @@ def test_a_count_that_is_older_than_the_stream_is_unknown() -> None:
     """What was committed in between is not in it; but the table has been filled for as long as it had."""
     counts = Counts(Rulebook(GuardConfig()))
     counts.recall(TableCount(name=NAME, rows=7, lsn=100, filled_since=5), 101)
-    assert (counts.rows(NAME), counts.unknown()) == (None, [NAME])
+    assert counts.rows(NAME) is None
     counts.seed(NAME, 9, 101, 8)
     assert counts.account(NAME).filled_since == 5
 
@@ -179,15 +178,6 @@ def test_losses_go_on_adding_up_after_a_restart() -> None:
     assert account.free_deletes == 0
     account.reckon(1001 + STEPS)
     assert account.free_deletes == 21
-
-
-@pytest.mark.parametrize(("rows", "lsn", "right"), [(7, 100, True), (8, 100, False), (8, 99, None)])
-def test_a_count_is_verified(rows: int, lsn: int, right: bool | None) -> None:
-    """Another number as of the same LSN makes it unknown; one of another LSN says nothing."""
-    counts = counts_with(7)
-    assert counts.verify(NAME, rows, lsn) is right
-    assert counts.unknown() == ([NAME] if right is False else [])
-    assert counts.verify(QualifiedName("public", "other"), 1, lsn) is None
 
 
 def test_a_table_that_is_empty_has_no_age() -> None:

@@ -255,23 +255,6 @@ class Counts:
         """What is to be remembered, sorted by schema, then name."""
         return [account.remembered(self.position) for _, account in sorted(self.accounts.items())]
 
-    def verify(self, name: QualifiedName, rows: int, lsn: int) -> bool | None:
-        """Whether the table was rightly held to have `rows` as of `lsn`; if not, it is unknown from now on.
-
-        None where that cannot be told: the count is of another LSN, or unknown.
-        """
-        account = self.account(name)
-        if account.rows < 0 or max(account.lsn, self.position) != lsn:
-            return None
-        if account.rows != rows:
-            account.forget()
-            return False
-        return True
-
-    def unknown(self) -> list[QualifiedName]:
-        """The tables that are to be counted anew, sorted by schema, then name."""
-        return sorted(name for name, account in self.accounts.items() if account.rows < 0)
-
     def drop(self, name: QualifiedName) -> None:
         """The table is gone."""
         self.accounts.pop(name, None)
