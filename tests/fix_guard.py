@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from pglockstep.copy.ends import Ends
 from pglockstep.guard import reading, watch
 from pglockstep.guard.heal import Healed, Remembered, Wish, heal, open_again, remember
 from pglockstep.guard.reading import Reading, Trouble
-from pglockstep.guard.watch import Mode, Pending, Watched
+from pglockstep.guard.watch import ForeignWrite, Mode, Pending, Watched
 from pglockstep.link import session
 from pglockstep.link.link import Link
 from pglockstep.observe.state import StateDirectory
@@ -33,6 +33,12 @@ from pglockstep.progress import copying
 from pglockstep.progress import target as progress
 
 T = TypeVar("T")
+
+
+def named(writes: Iterable[ForeignWrite]) -> set[QualifiedName] | None:
+    """The tables that were written to, for a heal of just these; None if any of it may have touched others."""
+    found = {None if each.is_ddl else each.table for each in writes}
+    return None if None in found else {each for each in found if each is not None}
 
 
 @dataclass

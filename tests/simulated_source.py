@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pglockstep.config.sections import GuardConfig
 from pglockstep.guard.answers import Answer, Ask, Pass, Question, Recount, Trip
 from pglockstep.guard.judge import Gone, Judge
+from pglockstep.guard.policy import Rulebook
 from pglockstep.guard.transaction import Change, Shape, Tally, Transaction
 from pglockstep.observe.incident import Allowance, Incident, Kind
 from pglockstep.postgres.names import QualifiedName
@@ -149,7 +150,7 @@ class Source:
     """Tables, a clock, and the judge that every transaction has to pass. Nothing is counted until a rule asks for it."""
 
     def __init__(self, guard: GuardConfig, *tables: Table) -> None:
-        self.judge = Judge(guard)
+        self.judge = Judge(Rulebook(guard))
         self.tables = {table.shape.name.name: table for table in tables}
         self.time = 20 * 365 * DAY
         self.lsn = 100

@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from fix_copy import MakeRole, check, make_role, once
-from fix_guard import Guarded, tables_with_rows
+from fix_guard import Guarded, named, tables_with_rows
 from fix_mirror import contents
 from fix_servers import INSTALLED, Cli, Pair, connect, on_all_pairs
 from fix_workload import SCHEMA, workload
@@ -105,7 +105,7 @@ def test_what_was_lost_is_put_back_under_writers(cli: Cli, pair: Pair, harm: str
             else:
                 told_of = guarded.noticed(lambda: [conn.execute(each.encode()) for each in HARM[harm]])
                 assert told_of.writes
-                suspects = watch.tables_of(guarded.on_target(watch.pending).writes)
+                suspects = named(guarded.on_target(watch.pending).writes)
         healed = guarded.heal(suspects)
     pair.superuser_on_target().execute("ALTER TABLE seat ENABLE TRIGGER audited")
     assert guarded.on_target(lambda ours: watch.check(ours, tables)).complete
@@ -244,7 +244,7 @@ def test_how_soon_a_small_table_is_back(cli: Cli, pair: Pair) -> None:
                         found = guarded.noticed(partial(conn.execute, harm.encode()))
                     noticed = guarded.noticed_after
                     began = time.monotonic()
-                    healed = guarded.heal(watch.tables_of(found.writes))
+                    healed = guarded.heal(named(found.writes))
                     took = time.monotonic() - began
                     assert guarded.rows(user) == 22
                     print(f"{harm}: noticed {noticed:.3f} s, back {took:.2f} s, {told(healed)}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pglockstep.config.sections import GuardConfig, TableGuardConfig
 from pglockstep.config.values import TablePattern
 from pglockstep.guard.counts import Counts, TableCount
-from pglockstep.guard.policy import UNLIMITED, Rules
+from pglockstep.guard.policy import UNLIMITED, Rulebook, Rules
 from pglockstep.guard.window import LEAD, STEPS, Clock, Window
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Duration
@@ -108,6 +107,30 @@ def test_rules_of_one_table() -> None:
     assert elsewhere.max_delete_fraction == Fraction(3, 10)
 
 
+def test_rules_of_a_partition() -> None:
+    """Its own name, then those of what it is a partition of, the nearest first, then patterns; also once it is gone."""
+    root, half, leaf, other = (QualifiedName("public", name) for name in ("root", "half", "leaf", "other"))
+    guard = GuardConfig(
+        floors={("public", "root"): 9},
+        tables={
+            TablePattern("public.*"): TableGuardConfig(max_delete_rows=1),
+            TablePattern("public.root"): TableGuardConfig(max_delete_rows=2),
+            TablePattern("public.half"): TableGuardConfig(max_delete_rows=3),
+            TablePattern("public.other"): TableGuardConfig(max_delete_rows=4),
+        },
+    )
+    rules = Rulebook(guard)
+    assert rules.of(leaf).max_delete_rows == 1
+    assert rules.learn({leaf: (half, root), other: (root,)})
+    assert [rules.of(each).max_delete_rows for each in (leaf, other, root)] == [3, 4, 2]
+    assert (rules.of(leaf).floor, rules.sharing(leaf), rules.shared) == (0, (root,), {root: (leaf, other)})
+    assert not rules.learn({other: (root,)})
+    assert rules.sharing(leaf) == (root,)
+    assert rules.learn({leaf: ()})
+    assert rules.of(leaf).max_delete_rows == 1
+    assert rules.shared == {root: (other,)}
+
+
 def test_limits() -> None:
     """Shares hold from `min_table_rows` on, the number of rows always."""
     rules = Rules.of(GuardConfig(), NAME)
@@ -119,7 +142,7 @@ def test_limits() -> None:
 
 def counts_with(rows: int) -> Counts:
     """The count of one table, as of LSN 100."""
-    counts = Counts(GuardConfig())
+    counts = Counts(Rulebook(GuardConfig()))
     counts.seed(NAME, rows, 100, 5 * SECOND)
     return counts
 
@@ -129,7 +152,7 @@ def test_a_count_is_remembered() -> None:
     counts = counts_with(7)
     kept = TableCount(name=NAME, rows=7, lsn=100, filled_since=5 * SECOND)
     assert counts.remember() == [kept]
-    again = Counts(GuardConfig())
+    again = Counts(Rulebook(GuardConfig()))
     again.recall(kept, 100)
     assert again.rows(NAME) == 7
     assert again.remember() == [kept]
@@ -137,16 +160,16 @@ def test_a_count_is_remembered() -> None:
 
 def test_a_count_that_is_older_than_the_stream_is_unknown() -> None:
     """What was committed in between is not in it; but the table has been filled for as long as it had."""
-    counts = Counts(GuardConfig())
+    counts = Counts(Rulebook(GuardConfig()))
     counts.recall(TableCount(name=NAME, rows=7, lsn=100, filled_since=5), 101)
-    assert (counts.rows(NAME), counts.unknown()) == (None, [NAME])
+    assert counts.rows(NAME) is None
     counts.seed(NAME, 9, 101, 8)
     assert counts.account(NAME).filled_since == 5
 
 
 def test_losses_go_on_adding_up_after_a_restart() -> None:
     """What was lost within the window before is remembered, and counts until a window has passed."""
-    counts = Counts(GuardConfig())
+    counts = Counts(Rulebook(GuardConfig()))
     counts.recall(TableCount(name=NAME, rows=70, lsn=100, filled_since=5, lost=30), 100)
     account = counts.account(NAME)
     account.reckon(1000)
@@ -155,15 +178,6 @@ def test_losses_go_on_adding_up_after_a_restart() -> None:
     assert account.free_deletes == 0
     account.reckon(1001 + STEPS)
     assert account.free_deletes == 21
-
-
-@pytest.mark.parametrize(("rows", "lsn", "right"), [(7, 100, True), (8, 100, False), (8, 99, None)])
-def test_a_count_is_verified(rows: int, lsn: int, right: bool | None) -> None:
-    """Another number as of the same LSN makes it unknown; one of another LSN says nothing."""
-    counts = counts_with(7)
-    assert counts.verify(NAME, rows, lsn) is right
-    assert counts.unknown() == ([NAME] if right is False else [])
-    assert counts.verify(QualifiedName("public", "other"), 1, lsn) is None
 
 
 def test_a_table_that_is_empty_has_no_age() -> None:

@@ -208,7 +208,8 @@ def test_a_planned_move_is_accepted(stranded: Shop, cli: Cli) -> None:
     with shop.pair.on_source() as conn:
         conn.execute("DELETE FROM visit WHERE n <= 300")
     message, _ = refused(cli("incidents", "approve", incident["id"], "--rows", "101", "--yes"), 1)
-    assert "lacks 301 rows that the target has, of public.visit more than the rules allow" in message
+    assert "101 rows that the target has were told to be missing" in message
+    assert "it is 301 now, with more of public.visit" in message
     assert len(shop.target_rows("visit")) == 401
     assert decided(shop, "approve", "--rows", "301")["state"] == "approved"
     assert len(shop.target_rows("visit")) == 100

@@ -92,7 +92,8 @@ class Applier:
     `catalog_conn`, if it is another one, is where the target's catalog is read while a batch is under way;
     `copied` are the tables that were copied later than `progress`, and as of when. `at_barrier` is awaited before the
     commit of a batch with a barrier, or of rows of which `outran`, told of each table's inserts, says so. `gate`: who
-    is asked before a transaction goes on. `keeping`: as `TableWriter` takes it; what it makes may read `UPTO`. `followed`:
+    is asked before a transaction goes on. `keeping`: as `TableWriter` takes it; what it makes may read `UPTO`. `emptying` is
+    awaited with tables before they are emptied, in that transaction, and with up to where the batch reaches. `followed`:
     the target's tables by the OIDs of the source's that they follow, whatever these are called there by now.
     """
 
@@ -111,6 +112,7 @@ class Applier:
         copied: Mapping[QualifiedName, Lsn] | None = None,
         gate: Gate | None = None,
         keeping: Keeping | None = None,
+        emptying: Callable[[Sequence[Table], Lsn], Awaitable[None]] | None = None,
         followed: Mapping[int, QualifiedName] | None = None,
     ) -> None:
         self._followed = followed or {}
@@ -135,6 +137,7 @@ class Applier:
         #: gathers messages into the batches that `run` takes
         self.builder = BatchBuilder(link, progress, self._table, copied=copied, gate=gate, keeping=keeping)
         self._keeps = keeping is not None
+        self._emptying = emptying
         self.builder.one_by_one = careful
         self.progress = progress
         self.transactions = 0
@@ -224,6 +227,10 @@ class Applier:
                 self._group["truncate"] += 1
                 self.truncated.update(step.emptied)
                 await self._flush()
+                if self._emptying is not None:
+                    await self._begin()
+                    with translate(self._end):
+                        await self._emptying([self._table(name) for name in step.emptied], Lsn(batch.upto))
                 await self._add(step)
                 await self._flush()
             else:
@@ -310,11 +317,14 @@ class Applier:
         statements, self._pending, self._pending_bytes = self._pending, [], 0
         return statements
 
-    async def _run_one_by_one(self, statements: Sequence[Statement]) -> None:
+    async def _begin(self) -> None:
         if not self._open:
             with translate(self._end):
                 await self._session.script(b";".join(_BEGIN))
             self._open = True
+
+    async def _run_one_by_one(self, statements: Sequence[Statement]) -> None:
+        await self._begin()
         for statement in statements:
             try:
                 cursor = await self._run_one(statement)

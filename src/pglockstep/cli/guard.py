@@ -77,7 +77,8 @@ def _list(links: tuple[str, ...], as_json: bool, **common: Any) -> int:
 def _allow(links: tuple[str, ...], table: str, rows: int, how_long: str, as_json: bool, **common: Any) -> int:
     """Announce a purge: what is committed to this table within this time is no incident.
 
-    Up to so many rows, all together, whatever takes them: DELETE, TRUNCATE, UPDATE or DROP.
+    Up to so many rows, all together, whatever takes them: DELETE, TRUNCATE, UPDATE or DROP. Of a partitioned table
+    it is what all of its partitions lose.
     """
     name, duration = options.table(table, "--table: "), _duration(how_long)
     state, chosen = _opened(Settings(**common), links)

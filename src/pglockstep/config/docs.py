@@ -188,7 +188,8 @@ case, dots or blanks. As a key they need quotes of TOML's own around that: `'pub
 `*.log_?`. What is double-quoted is taken literally: `public."Log"*`. If `include` names any, only those
 tables are kept in step; `exclude` then leaves out some of them. The guard's rules for single tables take patterns
 too: `[links.main.guard.tables.'public.events_*']`. A table goes by the part with its very name, else by the first
-part whose pattern matches it.
+part whose pattern matches it. A partition that has no part with its own name goes by that of the table that it is a
+partition of, before patterns; and by patterns that match that one, after those that match itself.
 
 **Link names** are at most 63 letters, digits, `-`, `_` and `.`, and begin with a letter, a digit or `_`.
 

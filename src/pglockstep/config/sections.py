@@ -107,7 +107,11 @@ class GuardConfig(Section, frozen=True):
         key("A table that is dropped, renamed or replaced: `hold` it for a decision, or `allow` it."),
     ] = "hold"
     keep_deleted: Annotated[
-        Memory, key('How long the last images of deleted rows stay on the target; `"0"` keeps none.')
+        Memory,
+        key(
+            'How long the last images of deleted rows stay on the target; `"0"` keeps none. '
+            "A TRUNCATE leaves none of a table of more than 100 MB."
+        ),
     ] = Duration(3600)
     on_source_wipe: Annotated[
         OnWipe, key("The source lost rows: `hold` for a decision, or `restore` them there.")
@@ -122,7 +126,7 @@ class GuardConfig(Section, frozen=True):
     floors: Annotated[
         dict[TableName, Rows],
         key(
-            "Tables in which no transaction may leave fewer rows than this.",
+            "Tables in which no transaction may leave fewer rows than this; of a partitioned table, in all of it.",
             title="a table of names and numbers",
             example={'public."User"': 5},
         ),

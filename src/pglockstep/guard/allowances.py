@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -65,8 +66,12 @@ class Allowances:
     def claim(
         self, account: Account, kind: Kind, rows: int, net: int, step: int, time: int, claims: Sequence[Claim]
     ) -> Claim | None:
-        """The allowance that covers a loss at `time`, beside what `claims` took of it already; None if there is none."""
-        for each in self._by_table.get(account.name, ()):
+        """The allowance that covers a loss at `time`, beside what `claims` took of it already; None if there is none.
+
+        What is said of a table that has partitions covers each of them, and what they lose together is used of it.
+        """
+        named = (account.name, *account.above)
+        for each in chain.from_iterable(self._by_table.get(name, ()) for name in named):
             taken = [claim for claim in claims if claim.allowance == each.id]
             if each.until is None:
                 left = each.rows - self._within(each.id, step) - sum(claim.net for claim in taken)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pglockstep.config.sections import GuardConfig
-from pglockstep.guard.policy import UNLIMITED, Rules
+from pglockstep.guard.policy import UNLIMITED, Rulebook, Rules
 from pglockstep.guard.window import STEPS, Window
 from pglockstep.postgres.names import QualifiedName
 
@@ -37,12 +36,13 @@ class Account:
     """One table: its rules, its count, its window, and how much it may lose without a closer look.
 
     `lsn`: earlier transactions are in the count. `rows` is -1 while it is unknown; `fresh`: it was counted, and nothing has
-    changed it since.
+    changed it since. `above`: what it is a partition of; `sharing`: what of that has a floor, which all partitions share.
     """
 
     __slots__ = (
         "_owed",
         "_owed_at",
+        "above",
         "filled_since",
         "free_changes",
         "free_deletes",
@@ -51,14 +51,23 @@ class Account:
         "name",
         "rows",
         "rules",
+        "sharing",
         "step",
         "width",
         "window",
     )
 
-    def __init__(self, name: QualifiedName, rules: Rules) -> None:
+    def __init__(
+        self,
+        name: QualifiedName,
+        rules: Rules,
+        above: tuple[QualifiedName, ...] = (),
+        sharing: tuple[QualifiedName, ...] = (),
+    ) -> None:
         self.name = name
         self.rules = rules
+        self.above = above
+        self.sharing = sharing
         self.lsn = 0
         self.rows = -1
         self.fresh = False
@@ -77,7 +86,7 @@ class Account:
     @property
     def unjudged(self) -> bool:
         """Whether rows may come and go as they like."""
-        return not self.rules.judge and not self.rules.floor
+        return not (self.rules.judge or self.rules.floor or self.sharing)
 
     def reckon(self, step: int) -> None:
         """Work out what passes without a closer look."""
@@ -99,7 +108,9 @@ class Account:
                 self._owed = 0
             # the last row never goes without a look: the table may have been filled for a day
             least = max(self.least(step), rules.floor, 1)
-            self.free_deletes = max(0, min(rules.may_lose(rows), rows - least))
+            # of what is shared with others a single table cannot tell how much is left
+            free = 0 if self.sharing else min(rules.may_lose(rows), rows - least)
+            self.free_deletes = max(0, free)
             self.free_changes = rules.may_turn(rows)
 
     def least(self, step: int) -> int:
@@ -173,8 +184,8 @@ class Account:
 class Counts:
     """The accounts of all tables. `position`: the end of the last transaction that is in them."""
 
-    def __init__(self, guard: GuardConfig) -> None:
-        self._guard = guard
+    def __init__(self, rules: Rulebook) -> None:
+        self.rules = rules
         self.accounts: dict[QualifiedName, Account] = {}
         self.position = 0
 
@@ -182,8 +193,23 @@ class Counts:
         """The account of a table; one that was never counted is opened as unknown."""
         account = self.accounts.get(name)
         if account is None:
-            account = self.accounts[name] = Account(name, Rules.of(self._guard, name))
+            account = self.accounts[name] = self._opened(name)
         return account
+
+    def _opened(self, name: QualifiedName) -> Account:
+        return Account(name, self.rules.of(name), self.rules.above(name), self.rules.sharing(name))
+
+    def rules_changed(self) -> None:
+        """What is a partition of what has changed: go by the rules of now, with what was counted so far."""
+        for name, account in self.accounts.items():
+            opened = self._opened(name)
+            if (opened.rules, opened.above, opened.sharing) != (
+                account.rules,
+                account.above,
+                account.sharing,
+            ):
+                opened.seed(account.remembered(self.position))
+                self.accounts[name] = opened
 
     def rows(self, name: QualifiedName) -> int | None:
         """How many rows a table holds; None while that is unknown."""
@@ -228,23 +254,6 @@ class Counts:
     def remember(self) -> list[TableCount]:
         """What is to be remembered, sorted by schema, then name."""
         return [account.remembered(self.position) for _, account in sorted(self.accounts.items())]
-
-    def verify(self, name: QualifiedName, rows: int, lsn: int) -> bool | None:
-        """Whether the table was rightly held to have `rows` as of `lsn`; if not, it is unknown from now on.
-
-        None where that cannot be told: the count is of another LSN, or unknown.
-        """
-        account = self.account(name)
-        if account.rows < 0 or max(account.lsn, self.position) != lsn:
-            return None
-        if account.rows != rows:
-            account.forget()
-            return False
-        return True
-
-    def unknown(self) -> list[QualifiedName]:
-        """The tables that are to be counted anew, sorted by schema, then name."""
-        return sorted(name for name, account in self.accounts.items() if account.rows < 0)
 
     def drop(self, name: QualifiedName) -> None:
         """The table is gone."""

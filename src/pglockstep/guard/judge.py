@@ -12,22 +12,34 @@ parts are kept until it passes, or `give_up`: what tripped is judged again by al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import msgspec
 
-from pglockstep.config.sections import GuardConfig
 from pglockstep.guard.allowances import RANKS, Allowances, Approved, Claim, approved_at
 from pglockstep.guard.answers import PASS, Answer, Ask, Pass, Question, Recount, Trip, Used
 from pglockstep.guard.counts import Account, Counts
 from pglockstep.guard.evidence import Evidence, Held, Suspicion
+from pglockstep.guard.partitions import Shortage, shortage
 from pglockstep.guard.passing import Passing
+from pglockstep.guard.policy import Rulebook
 from pglockstep.guard.transaction import Transaction
-from pglockstep.guard.violations import Uncounted, Violation, deletion, suspected, truncation, update
+from pglockstep.guard.violations import (
+    Uncounted,
+    Violation,
+    deletion,
+    rows_after,
+    suspected,
+    truncation,
+    update,
+)
 from pglockstep.guard.window import Clock
 from pglockstep.observe.incident import Allowance, Incident, Kind, Loss
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
 
+#: What has to be said of a transaction that trips before its end is known.
+_NOT_YET = "what else it does has not been judged yet, and is asked about if it is let through"
 #: How many other tables a sentence names.
 _NAMED = 3
 
@@ -83,10 +95,10 @@ class _Finding:
 class Judge:
     """Judges one link's transactions by its configuration."""
 
-    def __init__(self, guard: GuardConfig, allowed: Callable[[], Iterable[Allowance]] | None = None) -> None:
+    def __init__(self, rules: Rulebook, allowed: Callable[[], Iterable[Allowance]] | None = None) -> None:
         #: asked whenever something is to pass because it is allowed: that may have been taken back a moment ago
         self._allowed = allowed
-        self.counts = Counts(guard)
+        self.counts = Counts(rules)
         self._accounts = self.counts.accounts
         self._clock = Clock()
         self._allowances = Allowances()
@@ -163,7 +175,10 @@ class Judge:
             account = self.counts.account(each.shape.name)
             if each.truncated and account.rows > 0 and transaction.final_lsn >= account.lsn:
                 self._judged(finding, account, truncation(account, each, transaction, complete=False), time)
-        return self._trip(finding) if finding.tripped else PASS
+        if not finding.tripped:
+            return PASS
+        trip = self._trip(finding)
+        return msgspec.structs.replace(trip, message=f"{trip.message}; {_NOT_YET}")
 
     def end(self, transaction: Transaction) -> Answer:
         """Judge a large transaction at its commit; its tallies are what `part` was told."""
@@ -187,13 +202,17 @@ class Judge:
         for account, evidence, suspicions in finding.asked:
             found = [(each, each.rows if each.sure else each.settled(next(given))) for each in suspicions]
             self._judged(finding, account, update(account, evidence, transaction, found), time)
-        return self._trip(finding) if finding.tripped else self._pass(finding)
+        if not finding.tripped:
+            return self._pass(finding)
+        self._note_beside(finding)
+        return self._trip(finding)
 
     # --- tables that are gone -----------------------------------------------------------------------------
 
     def dropped(self, tables: Sequence[Gone], commit_time: int) -> Pass | Trip | Recount:
         """Judge that tables are gone from the source: all that were seen to be at once, at a time of its clock."""
-        uncounted: list[QualifiedName] = []
+        short = shortage(self.counts, {each.name: 0 for each in tables if each.now is None})
+        uncounted = {*short.uncounted}
         losses: list[Loss] = []
         claims: list[Claim] = []
         approved: Approved | None = None
@@ -202,10 +221,11 @@ class Judge:
         for gone in sorted(tables, key=lambda each: each.name):
             account = self.counts.account(gone.name)
             rows = account.rows
-            if account.rules.drop == "allow" and not account.rules.floor:
+            if rows < 0 and (account.rules.floor or account.sharing or account.rules.drop == "hold"):
+                uncounted.add(gone.name)
                 continue
-            if rows < 0:
-                uncounted.append(gone.name)
+            why = short.reasons.get(gone.name)
+            if account.rules.drop == "allow" and not account.rules.floor and not why:
                 continue
             if by := next((each for each in self._dropped if each.covers(gone.name, "drop", rows)), None):
                 approved = by
@@ -216,9 +236,10 @@ class Judge:
                 continue
             losses.append(Loss(gone.name.schema, gone.name.name, rows, rows))
             held = "1 row" if rows == 1 else f"{rows} rows"
-            sentence = sentence or f"{gone.name} was {gone.how} on the source: it held {held}"
+            also = f", and {why}" if why else ""
+            sentence = sentence or f"{gone.name} was {gone.how} on the source: it held {held}{also}"
         if uncounted:
-            return Recount(tuple(uncounted))
+            return Recount(tuple(sorted(uncounted)))
         if losses:
             return Trip("drop", tuple(losses), _together(sentence, losses[1:]))
         if approved is not None:
@@ -233,6 +254,8 @@ class Judge:
 
     def _closely(self, transaction: Transaction, tallies: Sequence[Evidence], time: int) -> Answer:
         finding = _Finding(transaction, tallies)
+        short = self._short(transaction, tallies)
+        finding.uncounted += short.uncounted
         for evidence in tallies:
             account = self.counts.account(evidence.shape.name)
             step = time // account.width
@@ -241,9 +264,9 @@ class Judge:
                 continue
             try:
                 if evidence.truncated:
-                    loss = truncation(account, evidence, transaction)
+                    loss = truncation(account, evidence, transaction, short=short.reasons.get(account.name))
                 elif evidence.deleted:
-                    loss = deletion(account, evidence, transaction, step)
+                    loss = deletion(account, evidence, transaction, step, short.reasons.get(account.name))
                 else:
                     loss = None
                 suspicions = suspected(account, evidence)
@@ -258,10 +281,8 @@ class Judge:
             else:
                 finding.asked.append((account, evidence, suspicions))
         if finding.uncounted:
-            return Recount(tuple(sorted(finding.uncounted)))
-        if finding.tripped:
-            self._note_beside(finding)
-            return self._trip(finding)
+            return Recount(tuple(sorted(set(finding.uncounted))))
+        # also where it trips already: whoever decides is to know all of it
         finding.questions = [
             Question(evidence.shape, each.column, each.value, account.rules.may_turn(account.rows), each.keys)
             for account, evidence, suspicions in finding.asked
@@ -270,6 +291,16 @@ class Judge:
         ]
         self._finding = finding
         return Ask(tuple(finding.questions)) if finding.questions else self.answer(())
+
+    def _short(self, transaction: Transaction, tallies: Sequence[Evidence]) -> Shortage:
+        """What speaks against what the transaction leaves of tables that others are partitions of."""
+        after = {}
+        for evidence in tallies:
+            account = self.counts.account(evidence.shape.name)
+            if account.sharing and transaction.final_lsn >= account.lsn:
+                with suppress(Uncounted):
+                    after[account.name] = rows_after(account, evidence)
+        return shortage(self.counts, after) if after else Shortage()
 
     def _judged(self, finding: _Finding, account: Account, violation: Violation | None, time: int) -> None:
         """Let what is allowed or approved be; the rest trips."""

@@ -5,6 +5,7 @@ A share is kept as a fraction of whole numbers: 0.29 of 100 rows are 29, and not
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -41,9 +42,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     floor: int
 
     @classmethod
-    def of(cls, guard: GuardConfig, name: QualifiedName) -> Rules:
-        """The rules that `guard` has for the table `name`."""
-        own = _own(guard, name)
+    def of(cls, guard: GuardConfig, name: QualifiedName, above: Sequence[QualifiedName] = ()) -> Rules:
+        """The rules that `guard` has for the table `name`; `above`: what it is a partition of, the nearest first."""
+        own = _own(guard, (name, *above))
         told: dict[str, Any] = {}
         for field in TableGuardConfig.__struct_fields__:
             value = getattr(own, field)
@@ -70,9 +71,57 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         return rows * share.numerator // share.denominator
 
 
-def _own(guard: GuardConfig, name: QualifiedName) -> TableGuardConfig:
-    """What the configuration has for this table: under its name, else under the first pattern that matches."""
-    matching = [(pattern, own) for pattern, own in guard.tables.items() if pattern.matches(*name)]
-    # sorting keeps the order of the file among patterns
-    matching.sort(key=lambda each: not each[0].names_one)
-    return matching[0][1] if matching else TableGuardConfig()
+class Rulebook:
+    """The rules of one link's guard, for tables and for partitions: these go by what is said of the whole table, too."""
+
+    def __init__(self, guard: GuardConfig) -> None:
+        self._guard = guard
+        self._above: dict[QualifiedName, tuple[QualifiedName, ...]] = {}
+        #: floors of tables that others are partitions of, and these partitions, as far as is known
+        self._shared: dict[QualifiedName, tuple[QualifiedName, ...]] = {}
+
+    def learn(self, above: Mapping[QualifiedName, tuple[QualifiedName, ...]]) -> bool:
+        """For each table that is there what it is a partition of, the nearest first; whether any of that is new.
+
+        What is known of tables that are gone stays known: rules are asked for when tables go.
+        """
+        changed = any(self._above.get(name, ()) != each for name, each in above.items())
+        if changed:
+            self._above.update(above)
+            self._shared = {}
+            for name in sorted(self._above):
+                for root in self._above[name]:
+                    if self._guard.floors.get((root.schema, root.name)):
+                        self._shared[root] = (*self._shared.get(root, ()), name)
+        return changed
+
+    def of(self, name: QualifiedName) -> Rules:
+        """The rules for a table."""
+        return Rules.of(self._guard, name, self.above(name))
+
+    def above(self, name: QualifiedName) -> tuple[QualifiedName, ...]:
+        """What a table is a partition of, the nearest first."""
+        return self._above.get(name, ())
+
+    def sharing(self, name: QualifiedName) -> tuple[QualifiedName, ...]:
+        """What has a floor of those that a table is a partition of."""
+        return tuple(each for each in self.above(name) if each in self._shared)
+
+    @property
+    def shared(self) -> Mapping[QualifiedName, tuple[QualifiedName, ...]]:
+        """Tables with a floor that their partitions share, and the partitions, sorted."""
+        return self._shared
+
+    def floor(self, name: QualifiedName) -> int:
+        """The floor that is set under this name; 0 if none is."""
+        return self._guard.floors.get((name.schema, name.name), 0)
+
+
+def _own(guard: GuardConfig, names: Sequence[QualifiedName]) -> TableGuardConfig:
+    """What the configuration has for the first of these: under its name, else under that of the next; else by patterns."""
+    for names_one in (True, False):
+        for name in names:
+            for pattern, own in guard.tables.items():
+                if pattern.names_one == names_one and pattern.matches(*name):
+                    return own
+    return TableGuardConfig()

@@ -49,9 +49,17 @@ def rows_after(account: Account, evidence: Evidence) -> int:
 
 
 def truncation(
-    account: Account, evidence: Evidence, transaction: Transaction, *, complete: bool = True
+    account: Account,
+    evidence: Evidence,
+    transaction: Transaction,
+    *,
+    complete: bool = True,
+    short: str | None = None,
 ) -> Violation | None:
-    """The rule that a TRUNCATE breaks; as long as not all is known, which it does in any case. Raises `Uncounted`."""
+    """The rule that a TRUNCATE breaks; as long as not all is known, which it does in any case. Raises `Uncounted`.
+
+    `short`: what is wrong with what would be left in all partitions that the table is one of.
+    """
     rules, before = account.rules, account.rows
     after = rows_after(account, evidence)
     if not before:
@@ -59,18 +67,25 @@ def truncation(
         return None
     below = complete and after < rules.floor and after < before
     held = rules.judge and rules.truncate == "hold"
-    if not held and not below:
+    if not held and not below and not short:
         return None
     reasons = [f"it held {_rows(before)}"] if held else []
     if below:
         reasons.append(_below(account, after))
+    if short:
+        reasons.append(short)
     loss = Loss(account.name.schema, account.name.name, before, before)
     sentence = f"{_one(transaction)} truncates {account.name}: {' and '.join(reasons)}"
     return Violation("truncate" if held else "floor", loss, max(0, before - after), sentence)
 
 
-def deletion(account: Account, evidence: Evidence, transaction: Transaction, step: int) -> Violation | None:
-    """The rule that the loss of rows breaks, in this transaction or together with others. Raises `Uncounted`."""
+def deletion(
+    account: Account, evidence: Evidence, transaction: Transaction, step: int, short: str | None = None
+) -> Violation | None:
+    """The rule that the loss of rows breaks, in this transaction or together with others; `short` as in `truncation`.
+
+    Raises `Uncounted`.
+    """
     rules, name, before = account.rules, account.name, account.rows
     after = rows_after(account, evidence)
     most = rules.may_lose(before)
@@ -88,10 +103,12 @@ def deletion(account: Account, evidence: Evidence, transaction: Transaction, ste
     below = after < min(rules.floor, before)
     if below:
         reasons.append(_below(account, after))
+    if short:
+        reasons.append(short)
     net = max(0, before - after)
     stood = account.window.stood(step)
     drained = after < before and after < account.least(step)
-    kind: Kind = "floor" if below else "delete"
+    kind: Kind = "floor" if below or short else "delete"
     if reasons:
         lost = lost or evidence.lost()
         loss = Loss(name.schema, name.name, before, lost.rows, keys=lost.keys)

@@ -11,7 +11,7 @@ In the mode *watch* a writer must never feel us; in the mode *block* each foreig
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -266,16 +266,6 @@ async def _called(conn: AsyncConnection[TupleRow], patience: float) -> None:
     """Wait until somebody calls, or for so long."""
     async for _ in conn.notifies(timeout=patience, stop_after=1):
         pass
-
-
-def tables_of(writes: Iterable[ForeignWrite]) -> set[QualifiedName] | None:
-    """The tables that these writes named; None if any of them may have touched others. Pure."""
-    found = set()
-    for each in writes:
-        if each.is_ddl or each.table is None:
-            return None
-        found.add(each.table)
-    return found
 
 
 async def leaves(conn: AsyncConnection[Any], tables: Collection[QualifiedName]) -> set[QualifiedName]:

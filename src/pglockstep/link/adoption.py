@@ -22,7 +22,7 @@ from pglockstep.findings import counted
 from pglockstep.guard import heal as engine
 from pglockstep.guard import questions, source_tables
 from pglockstep.guard.heal import Healed
-from pglockstep.guard.policy import Rules
+from pglockstep.guard.partitions import below
 from pglockstep.link.link import Link
 from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import translate
@@ -73,15 +73,19 @@ async def follow_anew(link: Link, both: Ends, record: LinkRecord, may_go: Allowe
         target = both.target_conn
         with translate(both.target):
             async with target.transaction():
+                await link.learn(target)
                 stood = {name: await questions.count(target, name) for name in await _here(link, target)}
                 await progress.follow_anew(target, record.id, both.source_facts.identity, moment.lsn)
                 remembered = await engine.remember(target)
                 wish = engine.Wish(left_out=frozenset(now.keys() - carried), mode=None)
                 healed = await engine.heal(both.source, both.target, target, remembered, wish)
                 await _drop(target, stood.keys() - carried, stood, may_go, link)
+                left = dict.fromkeys(stood, 0)
                 for name in sorted(stood.keys() & carried):
-                    rows = await questions.count(target, name)
-                    _demand_harmless(link, name, stood[name], rows, may_go)
+                    left[name] = await questions.count(target, name)
+                    _demand_harmless(link, name, stood[name], left[name], may_go)
+                if may_go is None:
+                    _demand_shared_floors(link, stood, left)
                 await followed.note(target, {name: now[name] for name in carried if name in now})
                 await detached.attach(target, carried)
                 failpoints.reach("adopt.commit")
@@ -118,7 +122,7 @@ async def _drop(
 
 
 def _demand_harmless(link: Link, name: QualifiedName, stood: int, now: int, may_go: Allowed | None) -> None:
-    rules = Rules.of(link.config.guard, name)
+    rules = link.rules.of(name)
     lost = stood - now
     allowed = rules.may_lose(stood) if may_go is None else may_go.get(name, 0)
     if lost > max(allowed, 0) or (may_go is None and lost > 0 and now < min(rules.floor, stood)):
@@ -126,3 +130,16 @@ def _demand_harmless(link: Link, name: QualifiedName, stood: int, now: int, may_
             f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood: the source does not have them",
             hint=f"look at {name} on the source: is something deleting there? then decide again",
         )
+
+
+def _demand_shared_floors(
+    link: Link, stood: Mapping[QualifiedName, int], left: Mapping[QualifiedName, int]
+) -> None:
+    for root, partitions in link.rules.shared.items():
+        before = {name: stood.get(name, 0) for name in partitions}
+        reason = below(link.rules, root, before, {name: left.get(name, 0) for name in partitions})
+        if reason is not None:
+            raise TooMuchLost(
+                f"{reason}: the source does not have them",
+                hint=f"look at {root} on the source: is something deleting there? then decide again",
+            )

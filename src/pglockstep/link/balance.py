@@ -18,6 +18,7 @@ from pglockstep.guard import questions
 from pglockstep.guard.allowances import covers
 from pglockstep.guard.counts import DAY
 from pglockstep.guard.mend import Mended
+from pglockstep.guard.partitions import below
 from pglockstep.guard.policy import Rules
 from pglockstep.link.link import Link
 from pglockstep.postgres.names import QualifiedName
@@ -79,6 +80,8 @@ class Balance:
         """
         harmed: dict[QualifiedName, str] = {}
         intact: dict[QualifiedName, str] = {}
+        self._used = {}
+        await self._link.learn(self._conn)
         for name, done in mended.items():
             now = await questions.count(self._conn, name)
             before = now - done.put_back + done.removed
@@ -96,6 +99,10 @@ class Balance:
                 sentence = f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
                 which = intact if before >= stood and name not in self._named else harmed
                 which[name] = sentence
+        for name, sentence in (await self._short(mended)).items():
+            whole = self.rows[name] - mended[name].put_back + mended[name].removed >= self.stood[name]
+            which = intact if whole and name not in self._named else harmed
+            which.setdefault(name, sentence)
         removed = sum(done.removed for name, done in mended.items() if name in self._again)
         if removed > self._confirmed:
             raise TooMuchLost(
@@ -109,6 +116,23 @@ class Balance:
         if self._compares and any(done.put_back or done.removed for done in mended.values()):
             raise Differs
 
+    async def _short(self, mended: Mapping[QualifiedName, Mended]) -> dict[QualifiedName, str]:
+        """Tables that may not lose what they do, because all partitions of something would hold too little; and why."""
+        found: dict[QualifiedName, str] = {}
+        rules = self._link.rules
+        for root, partitions in rules.shared.items():
+            losing = [name for name in partitions if name in mended and self.lost.get(name)]
+            if not losing:
+                continue
+            now = {
+                name: self.rows[name] if name in self.rows else await questions.count(self._conn, name)
+                for name in partitions
+            }
+            reason = below(rules, root, now | {name: self.stood[name] for name in losing}, now)
+            if reason is not None:
+                found |= {name: reason for name in losing if not self._may(name, self.lost[name])}
+        return found
+
     def commit(self) -> None:
         """The heal was committed: what was allowed is used."""
         for allowance, rows in self._used.items():
@@ -120,7 +144,7 @@ class Balance:
             self._link.gate.judge.counts.add_lost(name, rows, self._time)
 
     def _is_too_much(self, name: QualifiedName, stood: int, now: int, *, whole: bool) -> bool:
-        rules, lost = Rules.of(self._link.config.guard, name), stood - now
+        rules, lost = self._link.rules.of(name), stood - now
         filled_since = self._link.gate.judge.counts.account(name).filled_since
         stood_for_a_day = filled_since is not None and self._time - filled_since >= DAY
         if not is_too_much(rules, stood, now, whole=whole and not stood_for_a_day):
@@ -138,13 +162,14 @@ class Balance:
                 rows = sum(each.rows_lost for each in incident.tables if (each.schema, each.table) == at)
                 if rows >= lost:
                     return True
+        named = (name, *self._link.rules.above(name))
         for each in self._link.incidents.allowances(self._link.key, datetime.now(UTC)):
             if (
-                (each.schema, each.table) == at
+                QualifiedName(each.schema, each.table) in named
                 and covers(each.kind, "delete")
-                and each.rows - each.used >= lost
+                and each.rows - each.used - self._used.get(each.id, 0) >= lost
             ):
-                self._used[each.id] = lost
+                self._used[each.id] = self._used.get(each.id, 0) + lost
                 return True
         return False
 

@@ -119,6 +119,7 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End) -> No
     async with link.memory.turn:
         with answered(target, conn), translate(target):
             await _prepare(conn)
+            await link.learn(conn)
             seen = await looking.look(link, conn)
         if seen is not None and seen.harm:
             noted(link, seen.harm, seen.at)

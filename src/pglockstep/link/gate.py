@@ -27,7 +27,7 @@ from pglockstep.errors import ConfigError
 from pglockstep.guard import questions
 from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
 from pglockstep.guard.judge import Gone, Judge
-from pglockstep.guard.policy import Rules
+from pglockstep.guard.policy import Rulebook
 from pglockstep.guard.transaction import Transaction
 from pglockstep.link import row_counts
 from pglockstep.link.tallies import Tallies
@@ -58,6 +58,7 @@ class StreamGate:
         self._state = state
         self._target = target
         self._store = Incidents(state)
+        self.rules = Rulebook(config.guard)
         self.judge = self._judge()
         self._tallies = Tallies()
         self._copied: Mapping[QualifiedName, Lsn] = {}
@@ -75,7 +76,7 @@ class StreamGate:
     def _judge(self) -> Judge:
         # of its own, and shared by a copy of the judge
         store, key = self._store, self._key
-        return Judge(self._config.guard, lambda: store.allowances(key, datetime.now(UTC)))
+        return Judge(self.rules, lambda: store.allowances(key, datetime.now(UTC)))
 
     # --- beginning and leaving off ------------------------------------------------------------------------
 
@@ -102,6 +103,11 @@ class StreamGate:
         self.judge = self._judge()
         self.judge.counts.position = position
         self._began, self._saved, self._approved = True, -1, []
+
+    def learn(self, above: Mapping[QualifiedName, tuple[QualifiedName, ...]]) -> None:
+        """What each table is a partition of, as `catalog.above` tells it: its rules may be those of the whole."""
+        if self.rules.learn(above):
+            self.judge.counts.rules_changed()
 
     async def count_unknown(
         self, conn: AsyncConnection[TupleRow], tables: Collection[QualifiedName], progress: Lsn, time: int
@@ -138,11 +144,9 @@ class StreamGate:
 
     def stood(self, name: QualifiedName) -> int | None:
         """How many rows a table held when that was known last; None if it never was."""
-        rows = self.rows(name)
-        if rows is None:
-            known = {each.name: each.rows for each in row_counts.remembered(self._state, self._key)}
-            rows = known.get(name)
-        return rows
+        if (rows := self.rows(name)) is not None:
+            return rows
+        return {each.name: each.rows for each in row_counts.remembered(self._state, self._key)}.get(name)
 
     def save(self) -> None:
         """Write down how many rows each table holds, if that has changed."""
@@ -220,18 +224,12 @@ class StreamGate:
         assert self._transaction is not None
         assert self._answer is not None
         assert self._again is not None
-        asked_store = False
         while not isinstance(self._answer, Pass):
             if isinstance(self._answer, Recount):
                 await self._recount(self._answer.tables, progress, self._transaction.commit_time)
                 self._answer = self._again()
             elif isinstance(self._answer, Ask):
                 self._answer = self.judge.answer(await self._ask(inside, self._answer))
-            elif not asked_store:
-                # what is allowed may have been written down a moment ago
-                asked_store = True
-                self.judge.allow(self._store.allowances(self._key, datetime.now(UTC)))
-                self._answer = self._again()
             else:
                 return self._answer
         self._use(self._answer)
@@ -286,8 +284,7 @@ class StreamGate:
         self._use(self._dropping)
         self._dropping = None
         for incident in [each for each in self._approved if each.kind == "drop"]:
-            self._approved.remove(incident)
-            self._store.concluded(incident.id, "approved")
+            self._concluded(incident)
 
     def nothing_is_dropped(self) -> None:
         """The tables of a drop that was approved are there after all: nothing of it is left to be let through."""
@@ -368,9 +365,7 @@ class StreamGate:
             incident.message,
             extra=self._about("guard.held"),
         )
-        rules = [
-            Rules.of(self._config.guard, QualifiedName(each.schema, each.table)) for each in incident.tables
-        ]
+        rules = [self.rules.of(QualifiedName(each.schema, each.table)) for each in incident.tables]
         if rules and all(each.on_source_wipe == "restore" for each in rules):
             decision = Decision("restore", "on_source_wipe", datetime.now(UTC))
             incident = self._store.decide(incident.id, decision)
@@ -389,9 +384,12 @@ class StreamGate:
         """The target is complete up to `progress`: what was approved may be there by now."""
         for incident in list(self._approved):
             if incident.lsn is not None and progress > Lsn.parse(incident.lsn):
-                self._approved.remove(incident)
-                self._store.concluded(incident.id, "approved")
+                self._concluded(incident)
                 log.info("incident %s was let through", incident.id, extra=self._about("guard.approved"))
+
+    def _concluded(self, incident: Incident) -> None:
+        self._approved.remove(incident)
+        self._store.concluded(incident.id, "approved")
 
     @property
     def awaits(self) -> bool:

@@ -24,6 +24,7 @@ from pglockstep.copy.source import end_sender
 from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import JournalDamaged
 from pglockstep.findings import demand
+from pglockstep.guard.policy import Rulebook
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.journal.segments import newest_head
 from pglockstep.link import session
@@ -72,7 +73,7 @@ class Link:
         self.gate = StreamGate(config, self.key, state, target)
         self.incidents = Incidents(state)
         self.memory = TargetMemory(state, self.key)
-        self._images = LastImages(config.guard)
+        self._images = LastImages(config, self.rules)
         #: what a daemon receives into, all the time
         self.receives: Journal | None = None
         #: how often the source was marked, as far as is known here (`progress.generation`)
@@ -245,6 +246,7 @@ class Link:
             followed = {oid: name for name, oid in (await source_tables.read(conn)).items()}
         self.gate.begin(record.progress, known)
         with answered(target, conn), translate(target):
+            await self.learn(conn)
             here = [each.name for each in await catalog.tables(conn) if self.selection.carries(*each.name)]
             await self.gate.count_unknown(conn, here, record.progress, _time_of(record))
         self.gate.save()
@@ -264,6 +266,7 @@ class Link:
                     copied=known,
                     gate=self.gate,
                     keeping=self._images.keeping,
+                    emptying=partial(self._images.keep_all, conn),
                     followed=followed,
                 )
                 with answered(target, conn, watch):
@@ -280,6 +283,16 @@ class Link:
             # a transaction that did not end belongs to nobody now
             with suppress(psycopg.Error):
                 await conn.rollback()
+
+    @property
+    def rules(self) -> Rulebook:
+        """The guard's rules for each table."""
+        return self.gate.rules
+
+    async def learn(self, conn: AsyncConnection[TupleRow]) -> None:
+        """See which of the target's tables are partitions, and of what: rules go by it. Raises psycopg's errors."""
+        above = await catalog.above(conn)
+        self.gate.learn({name: each for name, each in above.items() if self.selection.carries(*name)})
 
     def open_incidents(self) -> list[Incident]:
         """The incidents of this link in which somebody, or the link itself, still has something to do."""

@@ -17,7 +17,6 @@ from psycopg.rows import TupleRow
 from pglockstep.findings import listed
 from pglockstep.guard import questions, reading, watch
 from pglockstep.guard.harm import Harm, is_harmless
-from pglockstep.guard.policy import Rules
 from pglockstep.guard.reading import Reading, Trouble
 from pglockstep.guard.watch import ForeignWrite, Pending
 from pglockstep.link.link import Link
@@ -80,7 +79,7 @@ async def look(
     cursor = await conn.execute("SELECT pg_catalog.clock_timestamp()")
     row = await cursor.fetchone()
     assert row is not None
-    protected = [name for name in tables if Rules.of(link.config.guard, name).protect_target != "off"]
+    protected = [name for name in tables if link.rules.of(name).protect_target != "off"]
     now = await reading.read(conn, protected, floors(link, protected))
     pending = await watch.pending(conn) if stands else Pending((), False, 0)
     named, vague = await _harmful(conn, pending.writes, set(protected))

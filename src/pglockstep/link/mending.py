@@ -20,7 +20,6 @@ from pglockstep.guard import heal as engine
 from pglockstep.guard import watch
 from pglockstep.guard.heal import Healed, Remembered, Wish
 from pglockstep.guard.mend import Mended
-from pglockstep.guard.policy import Rules
 from pglockstep.guard.watch import Mode
 from pglockstep.link import looking, pinning
 from pglockstep.link import session as sessions
@@ -219,7 +218,7 @@ def _demand_on_either(
 
 def _one_mode(link: Link, tables: Collection[QualifiedName]) -> Mode | None:
     """How all of these tables are watched, if all are in one way; else the watch is put on after the heal. Pure."""
-    modes = {Rules.of(link.config.guard, each).protect_target for each in tables}
+    modes = {link.rules.of(each).protect_target for each in tables}
     if len(modes) != 1:
         return None
     (mode,) = modes

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pglockstep.guard.harm import KINDS, Harm
-from pglockstep.guard.policy import Rules
 from pglockstep.guard.reading import Trouble
 from pglockstep.link.link import Link
 from pglockstep.observe.incident import Incident, Loss
@@ -31,7 +30,7 @@ def heals_itself(link: Link, tables: Iterable[QualifiedName]) -> bool:
     if any(each.side == "source" for each in link.open_incidents()):
         return False
     guard = link.config.guard
-    words = {Rules.of(guard, name).on_target_wipe for name in tables} or {guard.on_target_wipe}
+    words = {link.rules.of(name).on_target_wipe for name in tables} or {guard.on_target_wipe}
     return "hold" not in words
 
 

@@ -10,7 +10,6 @@ from psycopg.rows import TupleRow
 
 from pglockstep.guard import heal as engine
 from pglockstep.guard import reading
-from pglockstep.guard.policy import Rules
 from pglockstep.link import looking
 from pglockstep.link.link import Link
 from pglockstep.link.memory import Known, after_heal, named_after_heal
@@ -34,7 +33,7 @@ async def standing(
     found = await engine.remember(conn)
     # how far it is, is said by itself alone
     record = msgspec.structs.replace(found.record, progress=None, commit_time=None, written_at=None)
-    watched = [each for each in sorted(tables) if Rules.of(link.config.guard, each).protect_target != "off"]
+    watched = [each for each in sorted(tables) if link.rules.of(each).protect_target != "off"]
     now = await reading.read(conn, watched, looking.floors(link, watched))
     detached_by = tuple((*name, incident) for name, incident in sorted(apart.items()))
     return Known(msgspec.structs.replace(found, record=record), now, detached_by)

@@ -20,6 +20,7 @@ from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, Outcome, needs_decision
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import translate
+from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import generation
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -114,24 +115,42 @@ async def _fill(link: Link, both: Ends, record: LinkRecord, incident: Incident) 
 
 
 async def _accept(link: Link, both: Ends, record: LinkRecord, incident: Incident) -> str:
-    """Follow the source as it is, unless it lacks more than the rules allow and a person has named."""
+    """Follow the source as it is, unless it lacks more by now than was told when that was decided."""
     found = await refill.losses(both.source, both.target, await pinning.not_carried(link, both.target))
-    may_lose = {name: Rules.of(link.config.guard, name).may_lose(stood) for name, (stood, _) in found.items()}
-    beyond = [name for name, (_, lost) in found.items() if lost > may_lose[name]]
-    total = sum(lost for _, lost in found.values())
-    named = None if incident.decision is None else incident.decision.rows
-    if beyond and named != total:
+    with translate(both.target):
+        await link.learn(both.target_conn)
+    told = {QualifiedName(each.schema, each.table): each.rows_lost for each in incident.tables}
+    allowed = {
+        name: most_lost(link.rules.of(name), stood, told.get(name, 0)) for name, (stood, _) in found.items()
+    }
+    beyond = [name for name, (_, lost) in found.items() if lost > allowed[name]]
+    if beyond:
+        total = sum(lost for _, lost in found.values())
         pinning.note_losses(link, incident, found)
         raise TooMuchLost(
-            f"the source that answers now lacks {counted(total, 'row')} that the target has, of {listed(beyond)} more than the "
-            "rules allow",
+            f"{counted(sum(told.values()), 'row')} that the target has were told to be missing in the source that answers, and "
+            f"it is {total} now, with more of {listed(beyond)}",
             hint=f"to let the target lose them too: pglockstep incidents approve {incident.id} --rows {total}; to fill the "
             f"source from the target: pglockstep incidents restore {incident.id}",
         )
-    # what was confirmed, or what the rules let go in any case, and not the one on top of the other
-    allowed = {name: max(lost, may_lose[name]) for name, (_, lost) in found.items()}
     healed = await adoption.follow_anew(link, both, record, allowed)
     return (
         f"the source that answers now is followed; the target took {counted(healed.put_back, 'row')} from it, and gave up "
         f"{counted(healed.removed, 'row')}"
     )
+
+
+def most_lost(rules: Rules, stood: int, told: int) -> int:
+    """How many of the target's `stood` rows of a table may be missing in another source when it is followed. Pure.
+
+    Those that were `told` to a person; and of what has gone since then so many that the rules would not mind if that had been
+    all that there was: a few. Not the last row, and none that a floor needs.
+    """
+    if not rules.judge:
+        since = stood
+    elif rules.max_delete_fraction == 1:
+        since = rules.max_delete_rows
+    else:
+        since = min(rules.max_delete_rows, max(0, rules.min_table_rows - 1))
+    left = max(rules.floor, 1 if rules.judge else 0)
+    return max(told, min(told + since, stood - left))

@@ -18,7 +18,6 @@ from psycopg.rows import TupleRow
 from pglockstep.errors import EndError, LockstepError, LookAgain
 from pglockstep.findings import listed
 from pglockstep.guard import watch
-from pglockstep.guard.policy import Rules
 from pglockstep.guard.reading import Reader
 from pglockstep.guard.watch import Mode, Watched
 from pglockstep.link import looking, remembering
@@ -206,7 +205,7 @@ def _modes(link: Link, tables: tuple[QualifiedName, ...]) -> dict[Mode, list[Qua
     guard = link.config.guard
     found: dict[Mode, list[QualifiedName]] = {}
     for name in tables:
-        mode = Rules.of(guard, name).protect_target
+        mode = link.rules.of(name).protect_target
         if mode != "off":
             found.setdefault(mode, []).append(name)
     return dict(sorted(found.items(), key=lambda each: each[0] == guard.protect_target))

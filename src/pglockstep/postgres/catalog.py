@@ -89,6 +89,17 @@ async def tables(conn: AsyncConnection) -> list[Table]:
     ]
 
 
+async def above(conn: AsyncConnection) -> dict[QualifiedName, tuple[QualifiedName, ...]]:
+    """For each table that holds rows what it is a partition of, the nearest first; nothing for most. Raises psycopg's errors."""
+    cursor = await conn.execute(statement("above"))
+    found: dict[QualifiedName, tuple[QualifiedName, ...]] = {}
+    async for schema, name, over_schema, over_name in cursor:
+        over = () if over_name is None else (QualifiedName(over_schema, over_name),)
+        table = QualifiedName(schema, name)
+        found[table] = (*found.get(table, ()), *over)
+    return found
+
+
 async def _columns(conn: AsyncConnection, oids: Sequence[int]) -> dict[int, list[Column]]:
     by_table: dict[int, list[Column]] = {}
     async with conn.cursor(row_factory=dict_row) as cursor:
