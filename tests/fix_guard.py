@@ -190,7 +190,7 @@ def back_to_format_1(target: Connection) -> None:
     """Take away from a target what later formats of our schema brought."""
     target.execute(
         "DROP TABLE pglockstep.watch, pglockstep.foreign_write, pglockstep.deleted, pglockstep.restoring, "
-        "pglockstep.detached, pglockstep.source_table, pglockstep.generation; "
+        "pglockstep.detached, pglockstep.source_table, pglockstep.generation, pglockstep.held; "
         "DROP SEQUENCE pglockstep.foreign_write_number, pglockstep.foreign_write_done; "
         "UPDATE pglockstep.format SET version = 1"
     )

@@ -153,3 +153,59 @@ def test_a_wipe_without_a_key_that_goes_on(
     if running is not None:
         level(shop, running)
     assert shop.source_rows("visit") == shop.target_rows("visit") == before
+
+
+def slowly(shop: Shop) -> None:
+    """Take most of `visit` away, too little at a time for any rule."""
+    for first in range(1, 321, 40):
+        shop.wipe(f"DELETE FROM visit WHERE n BETWEEN {first} AND {first + 39}")
+
+
+@pytest.mark.parametrize("verb", ["restore", "approve", "reject"])
+def test_held_whoever_comes_next(pair: Pair, cli: Cli, verb: str) -> None:
+    """What led to a hold is known to one state directory: with another one, and with none, it is held all the same."""
+    shop = Shop(cli, pair)
+    shop.once()
+    slowly(shop)
+    refused(cli("once"), 6)
+    held = shop.target_rows("visit")
+    assert len(held) > 200
+    for other in "bcd":
+        refused(cli("once", "--state-dir", str(cli.directory / other)), 6)
+        assert shop.target_rows("visit") == held
+    # whoever of them decides, it is decided
+    elsewhere = ("--state-dir", str(cli.directory / "b"))
+    (incident,) = shop.command("incidents", "list", *elsewhere)["incidents"]
+    assert incident["message"] == shop.held()["message"]
+    lost = sum(each["rows_lost"] for each in incident["tables"])
+    numbers = ("--rows", str(lost)) if verb == "approve" else ()
+    shop.command("incidents", verb, incident["id"], "--yes", *numbers, *elsewhere)
+    with pair.on_target() as conn:
+        after = conn.execute("SELECT FROM pglockstep.held").rowcount
+    if verb == "approve":
+        assert after == 1
+        assert cli("once", *elsewhere).returncode in (0, 6)
+        assert len(shop.target_rows("visit")) < len(held)
+        return
+    assert after == 0
+    assert set(held) <= set(shop.target_rows("visit"))
+    # what went before it, and belongs to it, is back as well
+    assert (shop.source_rows("visit") == shop.target_rows("visit")) == (verb == "restore")
+    assert cli("once", *elsewhere).returncode == (0 if verb == "restore" else 1)
+
+
+def test_held_without_the_state_directory(pair: Pair, cli: Cli) -> None:
+    """It is lost while a transaction is held back: the next one holds it, and can give back what it took."""
+    shop = Shop(cli, pair)
+    shop.once()
+    before = len(shop.target_rows("visit"))
+    slowly(shop)
+    refused(cli("once"), 6)
+    held = shop.target_rows("visit")
+    elsewhere = ("--state-dir", str(cli.directory / "another"))
+    refused(cli("once", *elsewhere), 6)
+    assert shop.target_rows("visit") == held
+    (incident,) = shop.command("incidents", "list", *elsewhere)["incidents"]
+    shop.command("incidents", "restore", incident["id"], "--yes", *elsewhere)
+    assert len(shop.source_rows("visit")) == len(shop.target_rows("visit"))
+    assert len(held) <= len(shop.source_rows("visit")) <= before

@@ -120,6 +120,10 @@ class Judge:
         else:
             self._approved[approved_at(incident)] = Approved.of(incident)
 
+    def is_approved(self, lsn: int) -> bool:
+        """Whether the transaction whose commit record starts there may pass, as far as that was approved."""
+        return lsn in self._approved
+
     def withdraw(self, incident: Incident) -> None:
         """Do not let it pass after all."""
         if incident.kind == "drop":

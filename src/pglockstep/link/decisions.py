@@ -30,7 +30,7 @@ from pglockstep.observe.incidents import Incidents
 from pglockstep.observe.requests import Resync
 from pglockstep.postgres.connect import End, answered, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.progress import copying, detached
+from pglockstep.progress import copying, detached, held
 from pglockstep.progress import source_tables as followed
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -196,6 +196,7 @@ async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, inci
             await remembering.remember(link, conn)
         elif incident.kind == "drop":
             await followed.forget(conn, tables)
+    await _let_go(conn, target, incident)
     link.gate.forget(tables)
     names = ", ".join(map(str, tables))
     link.incidents.concluded(
@@ -207,6 +208,13 @@ async def _reject(link: Link, conn: AsyncConnection[TupleRow], target: End, inci
         names,
         extra=link.about("guard.rejected"),
     )
+
+
+async def _let_go(conn: AsyncConnection[TupleRow], target: End, incident: Incident) -> None:
+    """What the incident held is dealt with: nobody is to hold it any more."""
+    if incident.lsn is not None:
+        with translate(target):
+            await held.forget(conn, Lsn.parse(incident.lsn))
 
 
 async def _restore(
@@ -235,6 +243,7 @@ async def _restore(
             if attempt == _ATTEMPTS:
                 raise
             await asyncio.sleep(attempt)
+    await _let_go(conn, target, incident)
     link.incidents.concluded(incident.id, "restored", told(outcome))
     log.info("incident %s: %s", incident.id, told(outcome), extra=link.about("guard.restored"))
 

@@ -29,7 +29,7 @@ from pglockstep.guard.answers import Answer, Ask, Pass, Recount, Trip
 from pglockstep.guard.judge import Gone, Judge
 from pglockstep.guard.policy import Rulebook
 from pglockstep.guard.transaction import Transaction
-from pglockstep.link import row_counts
+from pglockstep.link import held_back, row_counts
 from pglockstep.link.tallies import Tallies
 from pglockstep.observe.incident import Decision, Incident, needs_decision
 from pglockstep.observe.incidents import Incidents
@@ -38,7 +38,6 @@ from pglockstep.postgres import catalog
 from pglockstep.postgres.connect import End, connect, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
-from pglockstep.wal.frames import unix_time
 from pglockstep.wal.messages import Begin, Commit
 
 log = logging.getLogger(__name__)
@@ -60,6 +59,8 @@ class StreamGate:
         self._store = Incidents(state)
         self.rules = Rulebook(config.guard)
         self.judge = self._judge()
+        #: what the target says is held back, by where the commit records start
+        self.held: Mapping[int, Trip] = {}
         self._tallies = Tallies()
         self._copied: Mapping[QualifiedName, Lsn] = {}
         self._began = False
@@ -172,10 +173,10 @@ class StreamGate:
         transaction = Transaction(
             begin.xid, begin.final_lsn, commit.end_lsn, begin.commit_time, self._tallies.of(batch)
         )
-        answer = self.judge.judge(transaction)
+        answer = self._judged(transaction)
         if type(answer) is Pass and not answer.used:
             return True
-        return self._heard(transaction, answer, partial(self.judge.judge, transaction))
+        return self._heard(transaction, answer, partial(self._judged, transaction))
 
     def part(self, begin: Begin, batch: Batch) -> bool:
         """Whether a part of a large transaction may go into the target's open one."""
@@ -192,7 +193,16 @@ class StreamGate:
     def end(self, begin: Begin, commit: Commit) -> bool:
         """Whether a large transaction may be committed."""
         transaction = Transaction(begin.xid, begin.final_lsn, commit.end_lsn, begin.commit_time)
-        return self._heard(transaction, self.judge.end(transaction), partial(self.judge.end, transaction))
+        answer = self._known(transaction) or self.judge.end(transaction)
+        return self._heard(transaction, answer, partial(self.judge.end, transaction))
+
+    def _judged(self, transaction: Transaction) -> Answer:
+        return self._known(transaction) or self.judge.judge(transaction)
+
+    def _known(self, transaction: Transaction) -> Trip | None:
+        """Why a transaction is held back already, by whoever came to it first; None if it is not, or was approved."""
+        trip = self.held.get(transaction.final_lsn) if self.held else None
+        return None if trip is None or self.judge.is_approved(transaction.final_lsn) else trip
 
     def _heard(self, transaction: Transaction, answer: Answer, again: Callable[[], Answer]) -> bool:
         if isinstance(answer, Pass):
@@ -217,6 +227,7 @@ class StreamGate:
             self.judge.give_up()
             # whoever restores reads it from the journal, also if we die now
             await kept(Lsn(self._transaction.end_lsn))
+            await held_back.note(self._target, self._transaction, trip)
             raise needs_decision(self._open(self._transaction, trip))
 
     async def found(self, inside: AsyncConnection[TupleRow], progress: Lsn) -> Trip | None:
@@ -245,7 +256,7 @@ class StreamGate:
     def twin(self, kind: type[T]) -> T:
         """A gate that judges from here on as this one would; what it notes stays its own."""
         twin = kind(self._config, self._key, self._state, self._target)
-        twin.judge = deepcopy(self.judge)
+        twin.judge, twin.held = deepcopy(self.judge), self.held
         twin._copied, twin._began = self._copied, True
         return twin
 
@@ -331,22 +342,7 @@ class StreamGate:
         for known in self._store.listed([self._key], only_open=True):
             if known.side == "source" and known.lsn == lsn:
                 return known if known.decision is None else self._more(known, trip)
-        now = datetime.now(UTC)
-        happened = datetime.fromtimestamp(unix_time(transaction.commit_time), UTC)
-        incident = Incident(
-            link=self._config.name,
-            side="source",
-            kind=trip.kind,
-            message=trip.message,
-            tables=trip.losses,
-            opened_at=now,
-            xid=transaction.xid,
-            lsn=lsn,
-            since_lsn=None if trip.since_lsn is None else str(trip.since_lsn),
-            happened_at=happened,
-            detected_after_seconds=round(max(0.0, (now - happened).total_seconds()), 3),
-        )
-        return self.opened(incident)
+        return self.opened(held_back.incident(self._config.name, transaction, trip))
 
     def _more(self, known: Incident, trip: Trip) -> Incident:
         """What was approved takes more than was known when that was decided: it is to be decided again, with all of it."""

@@ -27,7 +27,7 @@ from pglockstep.findings import demand
 from pglockstep.guard.policy import Rulebook
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.journal.segments import newest_head
-from pglockstep.link import session
+from pglockstep.link import held_back, session
 from pglockstep.link.carrier import LOCK_PATIENCE, Carrier
 from pglockstep.link.gate import StreamGate
 from pglockstep.link.intake import Intake
@@ -247,6 +247,7 @@ class Link:
         self.gate.begin(record.progress, known)
         with answered(target, conn), translate(target):
             await self.learn(conn)
+            self.gate.held = await held_back.known(conn, record.progress)
             here = [each.name for each in await catalog.tables(conn) if self.selection.carries(*each.name)]
             await self.gate.count_unknown(conn, here, record.progress, _time_of(record))
         self.gate.save()

@@ -21,7 +21,7 @@ from pglockstep.postgres.names import OUR_SCHEMA, QualifiedName
 from pglockstep.units import Lsn
 
 #: What this version writes; ``schema.sql`` is format 1, and each ``format_N.sql`` brings the one before it to N.
-FORMAT = 4
+FORMAT = 5
 
 #: What our schema has to hold, by the format that brought it.
 _HOLDS = {
@@ -29,6 +29,7 @@ _HOLDS = {
     2: ("watch", "foreign_write_number", "foreign_write_done", "foreign_write", "deleted", "restoring"),
     3: ("detached", "source_table"),
     4: ("generation",),
+    5: ("held",),
 }
 
 #: The two halves of the advisory lock: "pgls" in ASCII, and the one link that a target can have.
@@ -206,7 +207,7 @@ async def follow_anew(conn: AsyncConnection, link: str, source_identity: str, ls
     await conn.execute(
         "UPDATE pglockstep.link SET source_identity = $1 WHERE id = $2", [source_identity, link]
     )
-    for table in ("progress", "copied", "source_table"):
+    for table in ("progress", "copied", "source_table", "held"):
         await conn.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(OUR_SCHEMA, table)))
     await conn.execute("UPDATE pglockstep.deleted SET lsn = '0/0'")
     await conn.execute("UPDATE pglockstep.generation SET number = 0")
