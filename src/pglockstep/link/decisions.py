@@ -292,7 +292,9 @@ async def _wiped(
                 spanned=True,
             )
             return order, upto
-    messages = _only(restore_journal.transactions(folder, lsn, belonging[-1]), frozenset(belonging))
+    messages: Iterable[Sequence[Message]] = restore_journal.transactions(folder, lsn, belonging[-1])
+    if since is None:
+        messages = _only(messages, frozenset(belonging))
     # what came behind it took more
     expected = {} if len(belonging) > 1 else _lost(incident)
     order = Order(
@@ -313,7 +315,7 @@ def _whole(batches: Iterable[Sequence[Message]]) -> None:
         pass
 
 
-def _only(batches: Iterable[list[Message]], commits: frozenset[Lsn]) -> Iterator[list[Message]]:
+def _only(batches: Iterable[Sequence[Message]], commits: frozenset[Lsn]) -> Iterator[list[Message]]:
     """Of these messages those of transactions whose commit records start there, and what describes tables. Pure."""
     inside = False
     for messages in batches:
