@@ -102,7 +102,8 @@ class Judge:
         self._accounts = self.counts.accounts
         self._clock = Clock()
         self._allowances = Allowances()
-        self._approved: dict[int, Approved] = {}
+        #: what may pass, and how much of it, by where the commit record starts
+        self.approved: dict[int, Approved] = {}
         self._dropped: list[Approved] = []
         self._large: _Large | None = None
         self._finding: _Finding | None = None
@@ -118,11 +119,7 @@ class Judge:
         if incident.kind == "drop":
             self._dropped.append(Approved.of(incident))
         else:
-            self._approved[approved_at(incident)] = Approved.of(incident)
-
-    def is_approved(self, lsn: int) -> bool:
-        """Whether the transaction whose commit record starts there may pass, as far as that was approved."""
-        return lsn in self._approved
+            self.approved[approved_at(incident)] = Approved.of(incident)
 
     def withdraw(self, incident: Incident) -> None:
         """Do not let it pass after all."""
@@ -130,7 +127,7 @@ class Judge:
             approved = Approved.of(incident)
             self._dropped = [each for each in self._dropped if each != approved]
         else:
-            self._approved.pop(approved_at(incident), None)
+            self.approved.pop(approved_at(incident), None)
 
     # --- transactions -------------------------------------------------------------------------------------
 
@@ -311,7 +308,7 @@ class Judge:
         if violation is None:
             return
         rows, kind = violation.loss.rows_lost, violation.kind
-        approved = self._approved.get(finding.transaction.final_lsn)
+        approved = self.approved.get(finding.transaction.final_lsn)
         if approved is not None and approved.covers(account.name, kind, rows):
             finding.approved = True
         else:
@@ -373,7 +370,7 @@ class Judge:
             account = self.counts.account(claim.name)
             self._allowances.take(claim, time // account.width)
         if finding.approved:
-            del self._approved[transaction.final_lsn]
+            del self.approved[transaction.final_lsn]
         self._large = None
         self._clock.advance(transaction.commit_time)
         self.counts.position = transaction.end_lsn

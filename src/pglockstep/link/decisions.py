@@ -282,11 +282,10 @@ async def _wiped(
             # older than what the journal keeps: then it is every image of that time
             pass
         else:
-            messages = restore_journal.transactions(folder, since, belonging[-1])
             order = Order(
                 link=record,
                 incident=incident.id,
-                messages=messages,
+                messages=restore_journal.transactions(folder, since, belonging[-1]),
                 only=only,
                 images_since=since,
                 spanned=True,

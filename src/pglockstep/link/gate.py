@@ -202,7 +202,7 @@ class StreamGate:
     def _known(self, transaction: Transaction) -> Trip | None:
         """Why a transaction is held back already, by whoever came to it first; None if it is not, or was approved."""
         trip = self.held.get(transaction.final_lsn) if self.held else None
-        return None if trip is None or self.judge.is_approved(transaction.final_lsn) else trip
+        return None if trip is None or transaction.final_lsn in self.judge.approved else trip
 
     def _heard(self, transaction: Transaction, answer: Answer, again: Callable[[], Answer]) -> bool:
         if isinstance(answer, Pass):
