@@ -29,6 +29,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from fix_forks import Forked, ForkServer
+from fix_memory import A_SERVER, is_plenty, room
 from pglockstep import compiled
 from pglockstep.demo.servers import ThrowawayServer, find_servers
 
@@ -62,6 +63,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--unforked",
         action="store_true",
         help="start Python anew for every command; see fix_forks",
+    )
+    parser.addoption(
+        "--on-disk",
+        action="store_true",
+        help="keep the servers' files on disk, however much memory there is; see fix_memory",
     )
 
 
@@ -101,9 +107,10 @@ def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "t
 
 
 class Servers:
-    """The servers of this test run, one source and one target of each major version."""
+    """The servers of this test run, one source and one target of each major version, in `base` or each in its own place."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Path | None = None) -> None:
+        self._base = base
         self._running: dict[str, ThrowawayServer] = {}
 
     def source(self, major: int) -> ThrowawayServer:
@@ -127,17 +134,22 @@ class Servers:
         if major not in INSTALLED:
             pytest.fail(f"PostgreSQL {major} is not installed as a server here; there are: {majors}")
         if name not in self._running:
-            server = ThrowawayServer(INSTALLED[major], name=name)
+            server = ThrowawayServer(INSTALLED[major], self._base, name)
             self._running[name] = server
             server.start()
         return self._running[name]
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    running = Servers()
-    yield running
-    running.close()
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    with contextlib.ExitStack() as stack:
+        base = None
+        if not request.config.getoption("--on-disk") and is_plenty(A_SERVER * 2 * len(majors) * workers):
+            base = stack.enter_context(room())
+        running = Servers(base)
+        stack.callback(running.close)
+        yield running
 
 
 # --- databases -------------------------------------------------------------------------------------
