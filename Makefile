@@ -20,8 +20,8 @@ test: $(BUILT)  ## the tests, against every PostgreSQL at hand
 	@$(BIN)/pytest --numprocesses 3 --dist worksteal
 
 soak: $(BUILT)  ## the long tests: very large, very many, every pair of versions; and all tests without a superuser
-	@$(BIN)/pytest -m soak -rP
-	@$(BIN)/pytest --plain-roles
+	@$(BIN)/pytest --unforked --on-disk -m soak -rP
+	@$(BIN)/pytest --unforked --on-disk --plain-roles
 
 lint: $(BUILT)  ## style and strict types
 	@$(BIN)/ruff check .

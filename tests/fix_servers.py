@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 import pytest
@@ -28,6 +28,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
+from fix_forks import Forked, ForkServer
+from fix_memory import A_SERVER, is_plenty, room
 from pglockstep import compiled
 from pglockstep.demo.servers import ThrowawayServer, find_servers
 
@@ -56,6 +58,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--plain-roles",
         action="store_true",
         help="hand out pairs of databases whose owners are no superusers, to every test",
+    )
+    parser.addoption(
+        "--unforked",
+        action="store_true",
+        help="start Python anew for every command; see fix_forks",
+    )
+    parser.addoption(
+        "--on-disk",
+        action="store_true",
+        help="keep the servers' files on disk, however much memory there is; see fix_memory",
     )
 
 
@@ -95,9 +107,10 @@ def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "t
 
 
 class Servers:
-    """The servers of this test run, one source and one target of each major version."""
+    """The servers of this test run, one source and one target of each major version, in `base` or each in its own place."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Path | None = None) -> None:
+        self._base = base
         self._running: dict[str, ThrowawayServer] = {}
 
     def source(self, major: int) -> ThrowawayServer:
@@ -121,17 +134,22 @@ class Servers:
         if major not in INSTALLED:
             pytest.fail(f"PostgreSQL {major} is not installed as a server here; there are: {majors}")
         if name not in self._running:
-            server = ThrowawayServer(INSTALLED[major], name=name)
+            server = ThrowawayServer(INSTALLED[major], self._base, name)
             self._running[name] = server
             server.start()
         return self._running[name]
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
-    running = Servers()
-    yield running
-    running.close()
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    with contextlib.ExitStack() as stack:
+        base = None
+        if not request.config.getoption("--on-disk") and is_plenty(A_SERVER * 2 * len(majors) * workers):
+            base = stack.enter_context(room())
+        running = Servers(base)
+        stack.callback(running.close)
+        yield running
 
 
 # --- databases -------------------------------------------------------------------------------------
@@ -303,41 +321,33 @@ class Cli:
     """The real command, in a process and a directory of its own, with a state of its own.
 
     `unguarded`: a link that is given by its two ends is one in which rows may come and go as they like, on both ends.
+    `forks`: where commands are forked; None to have Python started for each of them.
     """
 
     directory: Path
     unguarded: bool = False
+    forks: ForkServer | None = None
     _started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __call__(
         self, *args: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
-        return subprocess.run(
-            self._command(args),
-            env=self._environment(env),
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        with self._begin(args, env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def start(
         self, *args: str | Path, env: Mapping[str, str] | None = None, log: Path | None = None
     ) -> subprocess.Popen[str]:
         """Start the command; stdout and stderr are one pipe, or the end of `log`. What still runs after the test is killed."""
         with contextlib.ExitStack() as opened:
-            process = subprocess.Popen(
-                self._command(args),
-                env=self._environment(env),
-                cwd=self.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=opened.enter_context(log.open("a")) if log else subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            stdout = opened.enter_context(log.open("a")) if log else subprocess.PIPE
+            process = self._begin(args, env, stdout=stdout, stderr=subprocess.STDOUT)
         self._started.append(process)
         return process
 
@@ -347,7 +357,17 @@ class Cli:
             with process:
                 process.wait()
 
-    def _command(self, args: tuple[str | Path, ...]) -> list[str]:
+    def _begin(
+        self, args: tuple[str | Path, ...], env: Mapping[str, str] | None, **files: Any
+    ) -> subprocess.Popen[str]:
+        arguments, environment = self._arguments(args), self._environment(env)
+        files["stdin"] = subprocess.DEVNULL
+        if self.forks is not None:
+            return Forked(self.forks, arguments, cwd=self.directory, env=environment, **files)
+        command = [sys.executable, "-m", "pglockstep", *arguments]
+        return subprocess.Popen(command, cwd=self.directory, env=environment, text=True, **files)
+
+    def _arguments(self, args: tuple[str | Path, ...]) -> list[str]:
         told = list(map(str, args))
         if self.unguarded and "--source" in told and "--target" in told:
             ends = {}
@@ -356,7 +376,7 @@ class Cli:
                 ends[side] = told[at + 1]
                 del told[at : at + 2]
             told += ["-c", str(self._link_without_rules(ends))]
-        return [sys.executable, "-m", "pglockstep", *told]
+        return told
 
     def _link_without_rules(self, ends: Mapping[str, str]) -> Path:
         text = "".join(f"{side} = {json.dumps(end)}\n" for side, end in ends.items())
@@ -368,14 +388,36 @@ class Cli:
         return whole.replace(path)
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
-        ours = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))}
-        form = {compiled.INTERPRETED: os.environ.get(compiled.INTERPRETED, "")}
-        return ours | {"PGLOCKSTEP_STATE_DIR": str(self.directory / "state")} | form | dict(extra or {})
+        return (
+            usual_environment() | {"PGLOCKSTEP_STATE_DIR": str(self.directory / "state")} | dict(extra or {})
+        )
+
+
+def usual_environment() -> dict[str, str]:
+    """What commands under test find in their environment, but for what a test gives them."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "PGLOCKSTEP_"))}
+    return ours | {compiled.INTERPRETED: os.environ.get(compiled.INTERPRETED, "")}
+
+
+@pytest.fixture(scope="session")
+def forks(request: pytest.FixtureRequest) -> Iterator[ForkServer | None]:
+    """Where the commands of this test run are forked; None if it is to be `--unforked`."""
+    if request.config.getoption("--unforked"):
+        yield None
+        return
+    server = ForkServer(usual_environment())
+    yield server
+    server.close()
 
 
 @pytest.fixture
-def cli(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cli]:
-    """The command; a test that is marked `unguarded` wipes what it likes."""
-    command = Cli(tmp_path, unguarded=request.node.get_closest_marker("unguarded") is not None)
+def cli(tmp_path: Path, request: pytest.FixtureRequest, forks: ForkServer | None) -> Iterator[Cli]:
+    """The command; a test that is marked `unguarded` wipes what it likes, and one marked `unforked` starts it anew."""
+    marked = request.node.get_closest_marker
+    command = Cli(
+        tmp_path,
+        unguarded=marked("unguarded") is not None,
+        forks=None if marked("unforked") else forks,
+    )
     yield command
     command.close()

@@ -292,6 +292,7 @@ def test_a_state_directory_that_cannot_be_written(filled: Pair, cli: Cli) -> Non
         )
 
 
+@pytest.mark.unforked
 def test_no_password_in_the_process_list(filled: Pair, cli: Cli) -> None:
     """While a first copy runs, neither our own command line nor any child's shows the password."""
     server = filled.source_server

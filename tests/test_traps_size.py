@@ -15,7 +15,7 @@ from fix_roads import demand_identical, same_rows, still_following
 from fix_servers import Cli, Connection, Pair, majors, wait_until
 from test_run import Daemon, daemon
 
-pytestmark = pytest.mark.unguarded
+pytestmark = [pytest.mark.unguarded, pytest.mark.unforked]
 
 soak = pytest.mark.soak
 Record = Callable[[str, object], None]
