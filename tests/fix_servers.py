@@ -301,7 +301,7 @@ def pair(
     newest = majors[-1] if majors else 0
     source_major, target_major = getattr(request, "param", (newest, newest))
     source, target = servers.source(source_major), servers.target(target_major)
-    mark = secrets.token_hex(2)
+    mark = secrets.token_hex(4)
     there = make_database(source, f"src_{mark}")
     # Names need quoting somewhere, always: a missing quote is found by every test.
     here = make_database(target, f"tgt \"Odd' {mark}")
