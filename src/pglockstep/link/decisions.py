@@ -22,6 +22,7 @@ from pglockstep.guard.restore_outcome import told
 from pglockstep.link import healing, looking, mending, pinning, remembering, resync, session, survey, takeover
 from pglockstep.link.drops import follow
 from pglockstep.link.link import Link
+from pglockstep.link.mending import Wanted
 from pglockstep.link.noting import noted
 from pglockstep.link.receiving import received
 from pglockstep.link.states import Event
@@ -237,7 +238,7 @@ async def _restore(
         if incident.kind == "drop":
             await follow(conn, target, source, tables)
         try:
-            await mending.heal(link, conn, target, frozenset(tables), settled=settled)
+            await mending.heal(link, conn, target, Wanted(suspects=frozenset(tables), settled=settled))
             break
         except TooMuchLost:
             if attempt == _ATTEMPTS:

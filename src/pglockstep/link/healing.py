@@ -24,6 +24,7 @@ from pglockstep.link import looking, mending, pinning
 from pglockstep.link.balance import Differs
 from pglockstep.link.link import Link
 from pglockstep.link.looking import Seen
+from pglockstep.link.mending import Wanted
 from pglockstep.link.noting import DATABASE_GONE, SCHEMA_GONE, heals_itself, noted
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident, Loss, needs_decision
@@ -142,15 +143,10 @@ async def settle(link: Link, conn: AsyncConnection[TupleRow], target: End, seen:
         reason = "; ".join(each.message for each in healing)
         link.standing.move(Event.HEAL_STARTED, f"being put right from the source: {reason}")
     try:
-        healed, stood = await mending.heal(
-            link,
-            conn,
-            target,
-            _suspects(healing, seen),
-            seen=seen,
-            named=_named(healing, seen),
-            compares=compares,
+        wanted = Wanted(
+            suspects=_suspects(healing, seen), seen=seen, named=_named(healing, seen), compares=compares
         )
+        healed, stood = await mending.heal(link, conn, target, wanted)
     except Differs as error:
         assert seen is not None
         raise needs_decision(noted(link, seen.suspicion, seen.at)) from error

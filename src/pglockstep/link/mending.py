@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 
 import msgspec
 from psycopg import AsyncConnection
@@ -39,63 +38,48 @@ from pglockstep.units import LAST_LSN, Lsn
 log = logging.getLogger(__name__)
 
 
-async def heal(
-    link: Link,
-    conn: AsyncConnection[TupleRow],
-    target: End,
-    suspects: frozenset[QualifiedName] | None,
-    *,
-    seen: Seen | None = None,
-    named: Collection[QualifiedName] | None = None,
-    follow_again: Collection[QualifiedName] = (),
-    compares: bool = False,
-    confirmed: int = 0,
-    settled: Mapping[QualifiedName, Lsn] = MappingProxyType({}),
-) -> tuple[Healed, Mapping[QualifiedName, int]]:
-    """Make these tables, or all, what they are on the source, exactly; the stream then skips what they hold.
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be healed.
 
-    Returns what was done, and how many rows each table held before it was harmed. `seen`: what is dealt with by it. Tables beyond
-    the `named` that only the source has lost are left to the stream. `follow_again`: tables that were detached; of them so
-    many rows may be gone or changed as a person has `confirmed`. `settled`: what the source did to a table before that was dealt
-    with.
-    Raises `TooMuchLost`, with nothing changed, where tables would lose more than the rules allow; else the ends' errors.
+    `suspects`: these tables, or all if that is None. `seen`: what is dealt with by it. Tables beyond the `named`, which are the
+    suspects if that is None, are left to the stream where only the source has lost them. `again`: tables that were detached and
+    are to follow; of them so many rows may be gone or changed as a person has `confirmed`. `compares`: nothing is to be changed.
+    `settled`: what the source did to a table before that was dealt with.
+    """
+
+    suspects: frozenset[QualifiedName] | None
+    seen: Seen | None = None
+    named: Collection[QualifiedName] | None = None
+    again: frozenset[QualifiedName] = frozenset()
+    confirmed: int = 0
+    compares: bool = False
+    settled: Mapping[QualifiedName, Lsn] = {}
+
+
+async def heal(
+    link: Link, conn: AsyncConnection[TupleRow], target: End, wanted: Wanted
+) -> tuple[Healed, Mapping[QualifiedName, int]]:
+    """Make tables of the target what they are on the source, exactly; the stream then skips what they hold.
+
+    Returns what was done, and how many rows each table held before it was harmed. Raises `TooMuchLost`, with nothing changed,
+    where tables would lose more than the rules allow; else the ends' errors.
     """
     source = ends(link.config)[0]
     session = await connect(source, "heal")
     try:
-        return await _heal(
-            link,
-            conn,
-            target,
-            session,
-            source,
-            suspects,
-            seen=seen,
-            named=named,
-            again=frozenset(follow_again),
-            compares=compares,
-            confirmed=confirmed,
-            settled=settled,
-        )
+        return await _heal(link, (source, target), (session, conn), wanted)
     finally:
         await session.close()
 
 
 async def _heal(
     link: Link,
-    conn: AsyncConnection[TupleRow],
-    target: End,
-    session: AsyncConnection[TupleRow],
-    source: End,
-    suspects: frozenset[QualifiedName] | None,
-    *,
-    seen: Seen | None,
-    named: Collection[QualifiedName] | None,
-    again: frozenset[QualifiedName],
-    compares: bool,
-    confirmed: int,
-    settled: Mapping[QualifiedName, Lsn],
+    both: tuple[End, End],
+    opened: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
+    wanted: Wanted,
 ) -> tuple[Healed, Mapping[QualifiedName, int]]:
+    (source, target), (session, conn) = both, opened
+    suspects, seen, again = wanted.suspects, wanted.seen, wanted.again
     known = link.memory.known()
     with translate(target):
         stands = await progress.is_whole(conn)
@@ -124,7 +108,7 @@ async def _heal(
     mine = {QualifiedName(schema, name) for schema, name, _ in remembered.tables}
     left_out = {name for name, published in there.items() if not published and name not in mine}
     left_out |= {name for name in there if not link.selection.carries(*name)} | detach
-    named = suspects or frozenset() if named is None else named
+    named = suspects or frozenset() if wanted.named is None else wanted.named
     _demand_on_either(
         link,
         (set(named) | followed) - there.keys() - detach,
@@ -132,8 +116,8 @@ async def _heal(
     )
     unapplied: Unapplied | None = None
     if stands:
-        dealt_with = {**settled, **dict.fromkeys(again, LAST_LSN)}
-        unapplied = await Unapplied.of(link, (source, target), (session, conn), fresh.record, dealt_with)
+        dealt_with = {**wanted.settled, **dict.fromkeys(again, LAST_LSN)}
+        unapplied = await Unapplied.of(link, both, opened, fresh.record, dealt_with)
         await unapplied.wiped(asks=True)
     aside: set[QualifiedName] = set()
     after: list[Known] = []
@@ -147,7 +131,9 @@ async def _heal(
         after[:] = [await standing(link, conn, (followed | again) - detach, stays_apart)]
 
     while True:
-        balance = Balance(link, conn, named, time, again=again, confirmed=confirmed, compares=compares)
+        balance = Balance(
+            link, conn, named, time, again=again, confirmed=wanted.confirmed, compares=wanted.compares
+        )
         chosen = None if suspects is None else suspects - aside
         mode = _one_mode(link, there.keys() - left_out)
         wish = Wish(frozenset(left_out | aside), chosen, mode, _stood(known, again), judge)

@@ -25,6 +25,7 @@ from pglockstep.guard import questions, watch
 from pglockstep.link import identities, mending, pinning, remembering
 from pglockstep.link.drops import follow
 from pglockstep.link.link import Link
+from pglockstep.link.mending import Wanted
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import needs_decision
@@ -159,7 +160,8 @@ async def _bring_back(link: Link, conn: AsyncConnection[TupleRow], target: End, 
         # whoever changes rows there must not be refused for want of an identity
         await identities.settle(link)
     tables = frozenset(request.tables)
-    healed, _ = await mending.heal(link, conn, target, tables, follow_again=tables, confirmed=request.rows)
+    wanted = Wanted(suspects=tables, again=tables, confirmed=request.rows)
+    healed, _ = await mending.heal(link, conn, target, wanted)
     await follow(conn, target, source, request.tables)
     with translate(target):
         await remembering.remember(link, conn)
