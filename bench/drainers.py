@@ -240,7 +240,7 @@ class Pglockstep:
         return ""
 
     def prepare(self, stage: Stage) -> None:
-        """Make a link with `pglockstep once`; set aside its slot, its target and its state."""
+        """Make a link with `pglockstep once`; set aside its slot and its target."""
         server = stage.servers.target
         for name in (self._target, self._base):
             drop_database(server, name)
@@ -269,15 +269,28 @@ class Pglockstep:
 
     @contextmanager
     def ready(self, stage: Stage) -> Iterator[PglockstepTurn]:
-        """The link as it was: its slot under its own name again, its target and its state as copies."""
+        """The link as it was: its slot under its own name again, its target as a copy.
+
+        Its state is a new one. By that of before the guard would know that the target is another database than it was, and
+        heal it: then the backlog would come as rows that are read from the source, and not as a stream.
+        """
         state = self._state / "round"
         shutil.rmtree(state, ignore_errors=True)
-        if (base := self._state / "base").exists():
-            shutil.copytree(base, state)
         for number, slot in enumerate(self._slots):
             stage.drop_slot(slot)
             stage.copy_slot(slot, f"spare_{number}")
         with stage.target(self._target, self._base) as target:
+            # the guard is at work as it is by default, so what the backlog deletes has to be announced
+            announced = [
+                "--table",
+                "public.item",
+                "--rows",
+                str(max(1, stage.backlog.deletes)),
+                "--for",
+                "1d",
+            ]
+            environment = pglockstep_environment(stage.source, target, state)
+            run([sys.executable, "-m", "pglockstep", "guard", "allow", *announced], environment)
             turn = PglockstepTurn(stage, target, state)
             try:
                 yield turn
