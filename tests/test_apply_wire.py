@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from encode_pgoutput import encode
 from pglockstep import compiled
 from pglockstep.apply import encoding
-from pglockstep.apply.encoding import copy_text, wire_last, wire_text
+from pglockstep.apply.encoding import copy_text, wire_last, wire_text, wire_values
 from pglockstep.apply.net import Irregular, net
 from pglockstep.apply.runs import Run
 from pglockstep.apply.sets import Step, TableSets
@@ -69,6 +69,14 @@ def test_the_text_is_that_of_the_decoded_rows(kind: str, rows: list[Row], column
     assert text == (None if interpreted else copy_text([tuple(row[at] for at in wanted) for row in rows]))
 
 
+@given(KINDS, st.lists(ROWS, min_size=1), st.sets(st.integers(0, WIDTH - 1), min_size=1))
+def test_the_values_are_those_of_the_decoded_rows(kind: str, rows: list[Row], columns: set[int]) -> None:
+    """Any bytes in any columns, all of them or some."""
+    wanted = sorted(columns)
+    values = wire_values(as_sent(kind, rows), WIDTH, wanted)
+    assert values == (None if interpreted else [tuple(row[at] for at in wanted) for row in rows])
+
+
 @given(st.lists(ROWS, min_size=1), st.sets(st.integers(0, WIDTH - 1), min_size=1))
 def test_the_last_of_each_key(rows: list[Row], columns: set[int]) -> None:
     """Keys are told apart however their values are cut; one with a NULL names nothing, and is left to the decoder."""
@@ -90,6 +98,7 @@ def test_what_is_no_whole_row_is_left_to_the_decoder(kind: str, row: Row, data: 
     (strange,) = as_sent(kind, [tuple(other)])
     for message in (short, whole + b"n", strange):
         assert wire_text([whole, message], WIDTH, range(WIDTH)) is None
+        assert wire_values([whole, message], WIDTH, range(WIDTH)) is None
     assert wire_text([whole], WIDTH + 1, range(WIDTH + 1)) is None
 
 

@@ -85,14 +85,26 @@ def histories(draw: st.DrawFn, *, moves: bool = True) -> History:
     return history
 
 
-def in_parts(shape: Shape, changes: Sequence[Change], size: int) -> Passing:
-    """The same changes, as they pass in parts."""
+def in_parts(shape: Shape, changes: Sequence[Change], size: int, *, undecoded: bool = True) -> Passing:
+    """The same changes, as they pass in parts; with rows that all came or all went as they are had undecoded."""
+
+    def values(some: Sequence[Change], columns: Sequence[int]) -> list[Row] | None:
+        rows = [
+            each.new if isinstance(each, Insert) else each.old
+            for each in some
+            if not isinstance(each, Update)
+        ]
+        return [tuple(row[at] for at in columns) for row in rows]
+
     passing = Passing(shape)
     for start in range(0, len(changes), size):
         some = changes[start : start + size]
         kinds = [type(change) for change in some]
         inserted, updated, deleted = (kinds.count(each) for each in (Insert, Update, Delete))
-        passing.add(Tally(shape, inserted, updated, deleted, changes=partial(iter, some)))
+        tally = Tally(shape, inserted, updated, deleted, changes=partial(iter, some))
+        if undecoded and not updated:
+            tally.values = partial(values, some)
+        passing.add(tally)
     return passing
 
 
@@ -104,6 +116,19 @@ def test_rows_that_keep_their_key(history: History, size: int) -> None:
     lost = in_parts(KEYED, history.changes, size).lost()
     assert lost.rows == len(expected)
     assert set(lost.keys) == {f"id = {key.decode()}" for key in expected if isinstance(key, bytes)}
+
+
+@given(
+    histories(), st.sampled_from([KEYED, PAIRED, Shape(NAME, ("id", "a", "b"), (1, 0))]), st.integers(1, 5)
+)
+def test_keys_of_rows_that_are_not_decoded(history: History, shape: Shape, size: int) -> None:
+    """They say the same of a transaction as the changes do."""
+    if shape is not KEYED and any(isinstance(each, (Update, Delete)) for each in history.changes):
+        # only the whole row of before would say what its key was
+        return
+    one, other = (in_parts(shape, history.changes, size, undecoded=each) for each in (True, False))
+    assert one.suspicions(0) == other.suspicions(0)
+    assert one.lost() == other.lost()
 
 
 @given(histories(), st.integers(1, 5))

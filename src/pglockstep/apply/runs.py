@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pglockstep.apply.encoding import wire_values
 from pglockstep.apply.net import Change
 from pglockstep.apply.statements import Statement, TableWriter
-from pglockstep.wal.messages import Commit, Insert, Update
+from pglockstep.wal.messages import Commit, Insert, Row, Update
 from pglockstep.wal.pgoutput import decode
 
 _INSERT, _DELETE = b"ID"
@@ -40,6 +43,16 @@ class Run:
             self._changes = [decode(row) for row in self.rows]  # type: ignore[misc]
             self.rows = []
         return self._changes
+
+    def listed(self) -> list[Change]:
+        """All of them, as messages, for somebody who only looks. Raises what `decode` raises."""
+        return [decode(row) for row in self.rows] if self.rows else self._changes  # type: ignore[misc]
+
+    def values(self, columns: Sequence[int]) -> list[Row] | None:
+        """The values in these columns, in the table's order, of all rows that came or went; None where that has to be decoded."""
+        if self.updated or not self.rows:
+            return None
+        return wire_values(self.rows, len(self.writer.relation.columns), columns)
 
     def take(self, data: bytes, kind: int) -> None:
         """Put a change behind what is here, as it was sent. Raises what `decode` raises."""

@@ -143,6 +143,43 @@ cdef unsigned char *_write(const Value *value, unsigned char *to) noexcept nogil
     return to
 
 
+def wire_values(list messages not None, Py_ssize_t width, columns):
+    """None where something is not a whole row of texts."""
+    cdef unsigned char *wanted = _flags(width, columns)
+    cdef list found = []
+    cdef bytes message
+    try:
+        for message in messages:
+            values = _values(message, width, wanted)
+            if values is None:
+                return None
+            found.append(values)
+        return found
+    finally:
+        free(wanted)
+
+
+cdef _values(bytes message, Py_ssize_t width, const unsigned char *wanted):
+    """The wanted values of a row, in the order of its columns; None if it is not a whole row of texts."""
+    cdef const unsigned char *data = <const unsigned char *>PyBytes_AS_STRING(message)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(message)
+    cdef Py_ssize_t at = _VALUES_AT
+    cdef Py_ssize_t index
+    cdef Value value
+    cdef list found = []
+    if not _has_row(data, size, width):
+        return None
+    for index in range(width):
+        at = _next(data, at, size, &value)
+        if at < 0:
+            return None
+        if wanted[index]:
+            found.append(
+                None if value.null else PyBytes_FromStringAndSize(<const char *>value.text, value.length)
+            )
+    return tuple(found) if at == size else None
+
+
 def wire_last(list messages not None, Py_ssize_t width, columns):
     """None where something is not a whole row of texts, or a key has a NULL."""
     cdef unsigned char *wanted = _flags(width, columns)

@@ -112,6 +112,11 @@ class Passing:
         if self.truncated:
             # the rows that stood are gone, and what comes and goes since is the transaction's own
             return
+        if (keys := self._keys(tally)) is not None:
+            (self._inserts if tally.inserted else self._deletes).add(keys)
+            if tally.deleted and len(self._samples) < _SAMPLES:
+                self._samples += keys[: _SAMPLES - len(self._samples)]
+            return
         came: list[Row] = []
         went: list[Row] = []
         for change in tally.list_changes():
@@ -128,6 +133,19 @@ class Passing:
         if len(self._updates) >= _RUN:
             self._follow_updates()
         self._bring(came)
+
+    def _keys(self, tally: Tally) -> list[Key] | None:
+        """The keys of rows that all came, or all went; None where more has to be known of them."""
+        if tally.updated or bool(tally.inserted) == bool(tally.deleted) or tally.values is None:
+            return None
+        if tally.inserted and any(self._followed):
+            # whether they bring a value that many were given
+            return None
+        key = self.shape.key or range(len(self.shape.columns))
+        rows = tally.values(key) if list(key) == sorted(key) else None
+        if rows is None:
+            return None
+        return [row[0] for row in rows] if len(self.shape.key) == 1 else [*rows]
 
     def lost(self) -> Lost:
         """The rows that stood before and are gone."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.wal.messages import Delete, Insert, Update
+from pglockstep.wal.messages import Delete, Insert, Row, Update
 
 Change = Insert | Update | Delete
 
@@ -31,7 +31,8 @@ class Tally(msgspec.Struct):
     """What a transaction, or a part of one, did to one table.
 
     After a TRUNCATE (`truncated`) the counts and `changes` are those behind the last one. `changes` gives them in the
-    source's order, and is called at most a few times; None where nothing was changed.
+    source's order, and is called at most a few times; None where nothing was changed. `values` gives those in some columns, in
+    the table's order, of rows that all came or all went, where that is cheaper; else None.
     """
 
     shape: Shape
@@ -40,6 +41,7 @@ class Tally(msgspec.Struct):
     deleted: int = 0
     truncated: bool = False
     changes: Callable[[], Iterable[Change]] | None = None
+    values: Callable[[Sequence[int]], list[Row] | None] | None = None
 
     def list_changes(self) -> Sequence[Change]:
         """The changes, in order."""

@@ -33,6 +33,7 @@ class Tallies:
                     run.deleted,
                     False,
                     partial(_changes, (run,)),
+                    run.values,
                 )
                 for run in steps[0].values()
             ]
@@ -77,4 +78,4 @@ class Tallies:
 
 
 def _changes(runs: Sequence[Run]) -> list[Change]:
-    return [change for run in runs for change in run.changes]
+    return [change for run in runs for change in run.listed()]
