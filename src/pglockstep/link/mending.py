@@ -118,14 +118,13 @@ async def _heal(
     if stands:
         dealt_with = {**wanted.settled, **dict.fromkeys(again, LAST_LSN)}
         unapplied = await Unapplied.of(link, both, opened, fresh.record, dealt_with)
-        await unapplied.wiped(asks=True)
+        await unapplied.wiped(counts=True)
     aside: set[QualifiedName] = set()
     after: list[Known] = []
     stays_apart = {name: apart[name] for name in detach}
 
     async def judge(mended: Mapping[QualifiedName, Mended]) -> None:
-        # what came since is over before anybody could be asked: it is tried again, if it may be too much
-        wiped = {} if unapplied is None else await unapplied.wiped(asks=False)
+        wiped = {} if unapplied is None else await unapplied.wiped(counts=False)
         await balance.judge(mended, wiped)
         # before the commit: what is done to it behind that is to be seen
         after[:] = [await standing(link, conn, (followed | again) - detach, stays_apart)]
