@@ -74,6 +74,25 @@ def test_values_that_only_the_target_has(pair: Pair, cli: Cli, rows: int, harmed
         assert conn.execute("SELECT id, label FROM thing ORDER BY id").fetchall() == before
 
 
+def test_what_was_put_back_by_hand(pair: Pair, cli: Cli) -> None:
+    """The source was wiped, and somebody did what the refusal of the heal says: then it is not refused again."""
+    shop = things(cli, pair, 400)
+    with pair.on_source() as conn:
+        conn.execute("CREATE TABLE kept AS SELECT * FROM thing")
+    before = shop.source_rows("thing")
+    shop.wipe("DELETE FROM thing")
+    harm(pair, "DELETE FROM thing WHERE id <= 5")
+    refused(cli("once"), 6)
+    shop.wipe("INSERT INTO thing SELECT * FROM kept WHERE id > 200")
+    shop.command("incidents", "restore", "1", "--yes", code=1)
+    assert len(shop.target_rows("thing")) == 395
+    shop.wipe("INSERT INTO thing SELECT * FROM kept WHERE id <= 200", "DROP TABLE kept")
+    shop.command("incidents", "restore", "1", "--yes")
+    shop.once()
+    assert states(shop) == [("delete", "healed")]
+    assert shop.target_rows("thing") == before
+
+
 def test_rows_that_change_all_the_time(pair: Pair, cli: Cli) -> None:
     """Most of a table changes while it is put right, and a column is NULL as it always was: that is no wipe."""
     shop = things(cli, pair, 40)
