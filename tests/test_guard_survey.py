@@ -74,6 +74,18 @@ def test_values_that_only_the_target_has(pair: Pair, cli: Cli, rows: int, harmed
         assert conn.execute("SELECT id, label FROM thing ORDER BY id").fetchall() == before
 
 
+def test_a_truncate_of_what_the_target_lost_too(pair: Pair, cli: Cli) -> None:
+    """One TRUNCATE takes several tables, one of which is gone from the target; as many rows as there were take their place."""
+    shop = things(cli, pair, 400)
+    before = set(shop.target_rows("thing"))
+    with pair.on_source() as conn:
+        junk = "INSERT INTO thing SELECT n, 'gone' FROM generate_series(1, 400) AS n"
+        conn.execute(f"BEGIN; TRUNCATE thing, visit; {junk}; COMMIT".encode())
+    harm(pair, "DROP TABLE visit", "INSERT INTO thing VALUES (1000, 'theirs')")
+    refused(cli("once"), 6)
+    assert before <= set(shop.target_rows("thing"))
+
+
 def test_what_was_put_back_by_hand(pair: Pair, cli: Cli) -> None:
     """The source was wiped, and somebody did what the refusal of the heal says: then it is not refused again."""
     shop = things(cli, pair, 400)

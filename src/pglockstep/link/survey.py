@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+import msgspec
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -228,8 +229,8 @@ class _Survey:
                     return found
                 if isinstance(message, Relation):
                     self._describe(message)
-                elif not self._touches(message):
-                    self._builder.take(message, size)
+                elif (judged := self._judged(message)) is not None:
+                    self._builder.take(judged, size)
                 while self._builder.held:
                     trip = await self.gate.found(inside, progress)
                     if trip is not None and (not found or found[-1].lsn != self.gate.held_at):
@@ -250,11 +251,14 @@ class _Survey:
                     return
         self._unknown.add(relation.relation_id)
 
-    def _touches(self, message: Message) -> bool:
-        """Whether it is about a table that is not to be judged."""
+    def _judged(self, message: Message) -> Message | None:
+        """What of a message is to be judged; None if it is about a table that is not."""
         if isinstance(message, Truncate):
-            return not self._unknown.isdisjoint(message.relation_ids)
-        return isinstance(message, (Insert, Update, Delete)) and message.relation_id in self._unknown
+            known = tuple([each for each in message.relation_ids if each not in self._unknown])
+            return msgspec.structs.replace(message, relation_ids=known) if known else None
+        if isinstance(message, (Insert, Update, Delete)) and message.relation_id in self._unknown:
+            return None
+        return message
 
 
 class _PuttingBack:
