@@ -61,10 +61,11 @@ def repeating(pair: Pair, statement: str) -> Iterator[None]:
         (400, "DELETE FROM thing WHERE id > 160"),
         (LARGE, f"DELETE FROM thing WHERE id > {LARGE // 5 * 2}"),
         (400, "ALTER TABLE thing DROP COLUMN note"),
+        (400, "DROP SCHEMA pglockstep CASCADE"),
     ],
 )
 def test_values_that_only_the_target_has(pair: Pair, cli: Cli, rows: int, harmed: str) -> None:
-    """They are lost on the source, and the target has lost rows, or another column: what is left there stays as it is."""
+    """They are lost on the source, and the target has lost rows, another column, or how far it was: what is left stays."""
     shop = things(cli, pair, rows)
     shop.wipe("UPDATE thing SET label = 'gone'")
     harm(pair, harmed)

@@ -30,7 +30,7 @@ from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying
-from pglockstep.progress.target import LinkRecord
+from pglockstep.progress.target import LinkRecord, is_whole
 from pglockstep.units import LAST_LSN, Lsn
 from pglockstep.wal.messages import Begin, Commit, Delete, Insert, Message, Relation, Truncate, Update
 
@@ -87,16 +87,19 @@ class Unapplied:
         record: LinkRecord,
         settled: Mapping[QualifiedName, Lsn],
     ) -> Unapplied:
-        """That of a target that stands; `ends` and `sessions` are the source's and the target's.
+        """That of a target that is complete up to the progress of `record`.
 
-        `settled`: what the source did to a table before that was dealt with.
+        `ends` and `sessions` are the source's and the target's. `settled`: what the source did to a table before that was
+        dealt with.
         """
         assert record.progress is not None
         with translate(ends[0]):
             theirs = {each.name: each for each in await catalog.tables(sessions[0])}
         with translate(ends[1]):
             here = {each.name: each for each in await catalog.tables(sessions[1])}
-            ahead = await copying.ahead(sessions[1], record.progress)
+            # whether tables are further than that is lost where nothing of ours stands; their counts know
+            stands = await is_whole(sessions[1])
+            ahead = await copying.ahead(sessions[1], record.progress) if stands else {}
         link.gate.begin(record.progress, ahead)
         later = {name: max(lsn, ahead.get(name, lsn)) for name, lsn in settled.items()}
         survey = _Survey(link, record, here, record.progress, {**ahead, **later}, theirs)
