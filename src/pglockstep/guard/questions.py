@@ -65,19 +65,43 @@ async def answer(
 ) -> int:
     """The answer to `question`; `inside` has the transaction's parts open, if it came in parts. Raises psycopg's errors."""
     table = tables[question.shape.name]
+    if question.keys is not None:
+        column = _column(table, question.name)
+        _, becoming = await _becoming(outside, table, question, column)
+        return becoming
+    return max(0, await holding_now(inside, table, question) - await holding_now(outside, table, question))
+
+
+async def answer_of_what_is_left(
+    conn: AsyncConnection[TupleRow], table: Table, question: Question, *, lacks: int, coming: int
+) -> int:
+    """As `answer`, of a table that has lost `lacks` rows: those are taken to have been like the ones that are left.
+
+    `conn` is a session at the target. `coming`: in how many rows of the source the column is the value, which is asked where
+    the question names no keys. Where nothing is left there is nothing to be taken any more: 0. Raises psycopg's errors.
+    """
     column = _column(table, question.name)
     if question.keys is not None:
-        return await _becoming(outside, table, question, column)
-    holding = composed(
-        "SELECT count(*) FROM {} WHERE {}",
-        only(table, "t"),
-        _is(column, question.value, "IS NOT DISTINCT FROM"),
-    )
-    return max(0, await _number(inside, holding) - await _number(outside, holding))
+        found, becoming = await _becoming(conn, table, question, column)
+        missing = min(lacks, max(0, len(question.keys) - found))
+        return becoming + (-(-becoming * missing // found) if found else 0)
+    left = await _number(conn, composed("SELECT count(*) FROM ONLY {}", table.name.sql()))
+    if not left:
+        return 0
+    holding = await holding_now(conn, table, question)
+    return max(0, coming - holding * (left + lacks) // left)
 
 
-async def _becoming(conn: AsyncConnection[TupleRow], table: Table, question: Question, column: Column) -> int:
-    """In how many of the rows named by their keys the column is something else now."""
+async def holding_now(conn: AsyncConnection[TupleRow], table: Table, question: Question) -> int:
+    """In how many rows the column that is asked about is the value. Raises psycopg's errors."""
+    condition = _is(_column(table, question.name), question.value, "IS NOT DISTINCT FROM")
+    return await _number(conn, composed("SELECT count(*) FROM {} WHERE {}", only(table, "t"), condition))
+
+
+async def _becoming(
+    conn: AsyncConnection[TupleRow], table: Table, question: Question, column: Column
+) -> tuple[int, int]:
+    """How many rows the keys name, and in how many of these the column is something else now."""
     assert question.keys is not None
     shape = question.shape
     # without a key it is the whole row that names a row
@@ -102,16 +126,18 @@ async def _becoming(conn: AsyncConnection[TupleRow], table: Table, question: Que
                 for each, there in zip(key, names(_ASKED, [f"k{i}" for i in range(len(key))]), strict=True)
             ],
         )
-        return await _number(
-            conn,
+        cursor = await conn.execute(
             composed(
-                "SELECT count(*) FROM {} JOIN {} ON {} WHERE {}",
+                "SELECT count(*), count(*) FILTER (WHERE {}) FROM {} JOIN {} ON {}",
+                _is(column, question.value, "IS DISTINCT FROM"),
                 only(table, "t"),
                 sql.Identifier(_ASKED),
                 matches,
-                _is(column, question.value, "IS DISTINCT FROM"),
-            ),
+            )
         )
+        row = await cursor.fetchone()
+        assert row is not None
+        return row[0], row[1]
 
 
 async def _stage(conn: AsyncConnection[TupleRow], keys: Sequence[Row], width: int) -> None:

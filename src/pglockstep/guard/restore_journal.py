@@ -23,7 +23,7 @@ def transactions(folder: Path, first: Lsn, last: Lsn | None = None) -> Iterator[
     seen = False
     for found in onwards(folder, first):
         kept: list[Message] = []
-        for message in found:
+        for message, _ in found:
             if isinstance(message, Begin):
                 if message.final_lsn > last:
                     raise _absent(first if not seen else last)
@@ -38,40 +38,42 @@ def transactions(folder: Path, first: Lsn, last: Lsn | None = None) -> Iterator[
     raise _absent(first if not seen else last)
 
 
-def onwards(folder: Path, first: Lsn) -> Iterator[list[Message]]:
+def onwards(folder: Path, first: Lsn) -> Iterator[list[tuple[Message, int]]]:
     """What every transaction sent from the one on whose commit record starts at `first`, up to where the journal ends now.
 
-    As `transactions` has it; the last one may not be whole. Raises `NotInJournal` where the journal begins later.
+    As `transactions` has it, with each message's length on the wire in bytes; the last transaction may not be whole. Raises
+    `NotInJournal` where the journal begins later.
     """
     start = reader.find(folder, first)
     if start is None:
         raise _absent(first)
     # what describes a table holds until something else does, in whichever transaction it came
-    described: dict[int, Message] = {}
+    described: dict[int, tuple[Message, int]] = {}
     for payload in start.descriptions:
-        _remember(described, decode(payload))
+        _remember(described, decode(payload), len(payload))
     files = FileReader(folder, start.place)
     inside = False
     try:
         while (payloads := files.read()) is not None:
-            found: list[Message] = []
-            for message in map(decode, payloads):
+            found: list[tuple[Message, int]] = []
+            for payload in payloads:
+                message = decode(payload)
                 if not inside:
                     if not isinstance(message, Begin) or message.final_lsn < first:
-                        _remember(described, message)
+                        _remember(described, message, len(payload))
                         continue
                     inside = True
                     found += described.values()
-                found.append(message)
+                found.append((message, len(payload)))
             if found:
                 yield found
     finally:
         files.close()
 
 
-def _remember(described: dict[int, Message], message: Message) -> None:
+def _remember(described: dict[int, tuple[Message, int]], message: Message, size: int) -> None:
     if isinstance(message, Relation):
-        described[message.relation_id] = message
+        described[message.relation_id] = message, size
 
 
 def _absent(lsn: Lsn) -> NotInJournal:

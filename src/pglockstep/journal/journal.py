@@ -97,6 +97,8 @@ class Journal:
         #: everything that has arrived is complete up to here; and everything that is on the disk
         self.position = writer.end
         self.durable = writer.end
+        #: when anything was last heard of the source, if it is received, by the monotonic clock
+        self.heard_at = time.monotonic()
 
     @classmethod
     async def open(cls, folder: Path, link: str, source: str, limits: Limits) -> Journal:
@@ -140,6 +142,7 @@ class Journal:
 
     async def append(self, messages: Sequence[bytes]) -> None:
         """Take messages as they arrived; waits while too much is waiting for the disk."""
+        self.heard_at = time.monotonic()
         for chunk in self._assembly.take(messages):
             self.tail.add(chunk)
             self.position = blocks.position(chunk, self.position)
@@ -153,6 +156,7 @@ class Journal:
 
     def heard(self, lsn: Lsn) -> None:
         """The source has nothing more to send before `lsn`; that is durable once it is written down too."""
+        self.heard_at = time.monotonic()
         if self._assembly.empty and lsn > self.position:
             if self.position == self.durable:
                 self._work.set()

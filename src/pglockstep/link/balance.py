@@ -85,20 +85,22 @@ class Balance:
         for name, done in mended.items():
             now = await questions.count(self._conn, name)
             before = now - done.put_back + done.removed
-            stood = self._link.gate.stood(name)
+            known = self._link.gate.stood(name)
             self.rows[name] = now
-            self.stood[name] = stood = before if stood is None else stood
+            self.stood[name] = stood = before if known is None else known
             if name in self._again:
                 continue
             lately = self._link.gate.judge.counts.lost_lately(name, self._time)
             self.lost[name] = max(0, stood - now)
-            if name in wiped and (done.put_back or done.removed):
-                which = intact if before >= stood and name not in self._named else harmed
+            which = intact if before >= stood and name not in self._named else harmed
+            undone = known is not None and was_undone(self._link.rules.of(name), stood, before, done.removed)
+            # a table that is whole is left to the stream, which holds what was undone as well
+            if name in wiped and (done.put_back or done.removed) and (which is intact or not undone):
                 which[name] = wiped[name]
             elif self._is_too_much(name, stood + lately, now, whole=before >= stood):
-                sentence = f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
-                which = intact if before >= stood and name not in self._named else harmed
-                which[name] = sentence
+                which[name] = (
+                    f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
+                )
         for name, sentence in (await self._short(mended)).items():
             whole = self.rows[name] - mended[name].put_back + mended[name].removed >= self.stood[name]
             which = intact if whole and name not in self._named else harmed
@@ -187,6 +189,18 @@ def is_too_much(rules: Rules, stood: int, now: int, *, whole: bool) -> bool:
         or now < min(rules.floor, stood)
         or (rules.judge and not now and not whole)
     )
+
+
+def was_undone(rules: Rules, stood: int, before: int, removed: int) -> bool:
+    """Whether what the source had lost of a table is there again, as far as the target can tell that has lost rows, too. Pure.
+
+    Of `stood` rows it held `before`, and `removed` of those the source does not have. Of all others the worst is assumed: they
+    have to be so few that the rules would let them go.
+    """
+    unseen = max(0, stood - before) + removed
+    if not rules.judge or stood < rules.min_table_rows:
+        return not unseen
+    return unseen <= min(rules.may_lose(stood), rules.may_turn(stood))
 
 
 def lost_on_both(tables: Mapping[QualifiedName, str]) -> TooMuchLost:

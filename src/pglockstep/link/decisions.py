@@ -232,7 +232,7 @@ async def _restore(
             # what a wipe that goes on has taken belongs to it, and so does what was put back already
             async with await connect(source, "restore") as there:
                 await received(link, there, source, record)
-            order, upto = await _wiped(link, conn, target, record, incident)
+                order, upto = await _wiped(link, (there, conn), target, record, incident)
             settled = dict.fromkeys(tables, upto)
         outcome = await restore(source, target, msgspec.structs.replace(order, again=attempt > 1))
         if incident.kind == "drop":
@@ -265,7 +265,11 @@ async def _dropped(
 
 
 async def _wiped(
-    link: Link, conn: AsyncConnection[TupleRow], target: End, record: LinkRecord, incident: Incident
+    link: Link,
+    sessions: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
+    target: End,
+    record: LinkRecord,
+    incident: Incident,
 ) -> tuple[Order, Lsn]:
     """To put rows back: by what the journal has of those who took them; and up to where those are."""
     tables = _tables(incident)
@@ -273,7 +277,7 @@ async def _wiped(
     assert incident.lsn is not None
     lsn = Lsn.parse(incident.lsn)
     folder = link.state.journal(record.id)
-    belonging = await survey.belonging(link, conn, target, record, lsn, tables)
+    belonging = await survey.belonging(link, sessions, target, record, lsn, tables)
     upto = Lsn(belonging[-1] + 1)
     since = Lsn.parse(incident.since_lsn) if incident.since_lsn else None
     if since is not None:

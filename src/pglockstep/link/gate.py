@@ -149,6 +149,10 @@ class StreamGate:
             return rows
         return {each.name: each.rows for each in row_counts.remembered(self._state, self._key)}.get(name)
 
+    def reached(self) -> Lsn | None:
+        """Up to where everything was judged, as far as is known without the target; None if it is not."""
+        return Lsn(self.judge.counts.position) if self._began else row_counts.position(self._state, self._key)
+
     def save(self) -> None:
         """Write down how many rows each table holds, if that has changed."""
         counts, position = self.judge.counts, Lsn(self.judge.counts.position)

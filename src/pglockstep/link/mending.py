@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.copy.source import published_tables
+from pglockstep.errors import JournalDamaged, NotInJournal, SourceLacks
 from pglockstep.findings import counted
 from pglockstep.guard import heal as engine
 from pglockstep.guard import watch
@@ -33,6 +34,7 @@ from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying, detached
 from pglockstep.progress import target as progress
+from pglockstep.progress.target import LinkRecord
 from pglockstep.units import LAST_LSN, Lsn
 
 log = logging.getLogger(__name__)
@@ -114,25 +116,26 @@ async def _heal(
         (set(named) | followed) - there.keys() - detach,
         await _missing(conn, target, followed | set(named)),
     )
-    unapplied: Unapplied | None = None
+    dealt_with = {**wanted.settled, **dict.fromkeys(again, LAST_LSN)}
     if stands:
-        dealt_with = {**wanted.settled, **dict.fromkeys(again, LAST_LSN)}
-        unapplied = await Unapplied.of(link, both, opened, fresh.record, dealt_with)
-        await unapplied.wiped(asks=True)
+        unapplied: Unapplied | None = await _looked_at(link, both, opened, fresh.record, dealt_with)
+    else:
+        unapplied = await _looked_at_from_memory(link, both, opened, remembered.record, dealt_with)
+    # nothing can be left to a stream that does not know any more how far it was
+    balanced = named if stands else there.keys()
     aside: set[QualifiedName] = set()
     after: list[Known] = []
     stays_apart = {name: apart[name] for name in detach}
 
     async def judge(mended: Mapping[QualifiedName, Mended]) -> None:
-        # what came since is over before anybody could be asked: it is tried again, if it may be too much
-        wiped = {} if unapplied is None else await unapplied.wiped(asks=False)
+        wiped = {} if unapplied is None else await unapplied.wiped(counts=False)
         await balance.judge(mended, wiped)
         # before the commit: what is done to it behind that is to be seen
         after[:] = [await standing(link, conn, (followed | again) - detach, stays_apart)]
 
     while True:
         balance = Balance(
-            link, conn, named, time, again=again, confirmed=wanted.confirmed, compares=wanted.compares
+            link, conn, balanced, time, again=again, confirmed=wanted.confirmed, compares=wanted.compares
         )
         chosen = None if suspects is None else suspects - aside
         mode = _one_mode(link, there.keys() - left_out)
@@ -141,9 +144,6 @@ async def _heal(
             healed = await engine.heal(source, target, conn, remembered, wish)
             break
         except Intact as error:
-            if not stands:
-                # how far the stream was is lost, and with it what it would say of these
-                raise
             aside |= error.tables
             log.warning("left to the stream: %s", error, extra=link.about("guard.aside"))
     balance.commit()
@@ -164,6 +164,42 @@ async def _heal(
         link.gate.seed(balance.rows, {name: ahead.get(name, record.progress) for name in balance.rows}, time)
     balance.note_lost()
     return healed, balance.stood
+
+
+async def _looked_at(
+    link: Link,
+    both: tuple[End, End],
+    opened: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
+    record: LinkRecord,
+    dealt_with: Mapping[QualifiedName, Lsn],
+) -> Unapplied:
+    """What the source has done up to now, judged, while nothing is locked."""
+    found = await Unapplied.of(link, both, opened, record, dealt_with)
+    await found.wiped(counts=True)
+    return found
+
+
+async def _looked_at_from_memory(
+    link: Link,
+    both: tuple[End, End],
+    opened: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
+    record: LinkRecord,
+    dealt_with: Mapping[QualifiedName, Lsn],
+) -> Unapplied | None:
+    """As `_looked_at`, of a target that has nothing of ours: since it was judged last. None where nobody knows when that was."""
+    reached = link.gate.reached()
+    if reached is None:
+        return None
+    try:
+        since = msgspec.structs.replace(record, progress=reached)
+        return await _looked_at(link, both, opened, since, dealt_with)
+    except (NotInJournal, JournalDamaged, SourceLacks) as error:
+        log.warning(
+            "what the source has done meanwhile is judged by numbers alone: %s",
+            error,
+            extra=link.about("guard.unjudged"),
+        )
+        return None
 
 
 async def _on_source(

@@ -47,16 +47,21 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
 
 
 async def _durable(journal: Journal, barrier: Lsn, source: End) -> None:
-    """Wait until the journal has everything before `barrier` on its disk; not for a stream that stands still."""
-    position, moved_at = journal.position, time.monotonic()
-    while True:
-        if journal.durable >= barrier:
-            return
-        await asyncio.sleep(0.005)
-        if journal.position != position:
-            position, moved_at = journal.position, time.monotonic()
-        if time.monotonic() - moved_at > source.silence_timeout:
+    """Wait until the journal has everything before `barrier` on its disk; not for a source that is silent, or a full disk.
+
+    A source that is heard has its reasons: its position stands still in a large transaction, and while it reads again what was
+    received before.
+    """
+    began = time.monotonic()
+    while journal.durable < barrier:
+        if journal.trouble:
+            raise SourceBusy(
+                f"what the source has done since cannot be looked at: {journal.trouble}",
+                hint="make room there; it is tried again",
+            )
+        if time.monotonic() - max(began, journal.heard_at) > source.silence_timeout:
             raise SourceBusy(
                 f"the source has been sending nothing for {source.silence_timeout:g} s, though it has more",
                 hint="pglockstep status says what its stream waits for; it is tried again",
             )
+        await asyncio.sleep(0.005)

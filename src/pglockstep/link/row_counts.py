@@ -28,6 +28,12 @@ def remembered(state: StateDirectory, key: str) -> list[TableCount]:
     ]
 
 
+def position(state: StateDirectory, key: str) -> Lsn | None:
+    """Up to where the link's tables had been judged when that was written down; None if it was not."""
+    known = state.load_rows(key)
+    return None if known is None else known[0]
+
+
 def save(state: StateDirectory, key: str, position: Lsn, counts: Iterable[TableCount]) -> None:
     """Write down what is known of a link's tables as of `position`. Raises what the file raises."""
     rows = {

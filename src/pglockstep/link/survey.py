@@ -8,33 +8,39 @@ So what the journal has is judged as if each transaction that trips were undone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
+import msgspec
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.apply.batch import BatchBuilder
 from pglockstep.errors import ApplyRefused
-from pglockstep.guard import restore_journal
-from pglockstep.guard.answers import Ask, Pass, Trip
+from pglockstep.guard import questions, restore_journal
+from pglockstep.guard.answers import Ask, Pass, Question, Trip
 from pglockstep.guard.restore import is_restoring
 from pglockstep.link.gate import StreamGate
 from pglockstep.link.link import Link
 from pglockstep.link.receiving import received
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
-from pglockstep.postgres.connect import End, translate
+from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying
-from pglockstep.progress.target import LinkRecord
+from pglockstep.progress.target import LinkRecord, is_whole
 from pglockstep.units import LAST_LSN, Lsn
 from pglockstep.wal.messages import Begin, Commit, Delete, Insert, Message, Relation, Truncate, Update
+
+#: How long a table may be locked that is asked about: it may be ourselves who alter it in the heal.
+_PATIENCE = "200ms"
 
 
 async def belonging(
     link: Link,
-    conn: AsyncConnection[TupleRow],
+    sessions: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
     target: End,
     record: LinkRecord,
     first: Lsn,
@@ -43,14 +49,15 @@ async def belonging(
     """Where the commit records start of all transactions from `first` on that take from `tables` more than may go.
 
     In order; `first`, which tripped, is the first of them. Those that put something back are among them: that counts against
-    what was taken. Raises `NotInJournal`, and the target's errors.
+    what was taken. `sessions` are at the source and at the target. Raises `NotInJournal`, and the ends' errors.
     """
+    there, conn = sessions
     with translate(target):
         here = {each.name: each for each in await catalog.tables(conn)}
     assert record.progress is not None
     others = dict.fromkeys(here.keys() - set(tables), LAST_LSN)
     survey = _Survey(link, record, here, first, others)
-    found = [each.lsn for each in await survey.go_on(conn, first)]
+    found = [each.lsn for each in await survey.go_on(there, first)]
     return found if found[:1] == [first] else [first, *found]
 
 
@@ -80,26 +87,32 @@ class Unapplied:
         record: LinkRecord,
         settled: Mapping[QualifiedName, Lsn],
     ) -> Unapplied:
-        """That of a target that stands; `ends` and `sessions` are the source's and the target's.
+        """That of a target that is complete up to the progress of `record`.
 
-        `settled`: what the source did to a table before that was dealt with.
+        `ends` and `sessions` are the source's and the target's. `settled`: what the source did to a table before that was
+        dealt with.
         """
         assert record.progress is not None
+        with translate(ends[0]):
+            theirs = {each.name: each for each in await catalog.tables(sessions[0])}
         with translate(ends[1]):
             here = {each.name: each for each in await catalog.tables(sessions[1])}
-            ahead = await copying.ahead(sessions[1], record.progress)
+            # whether tables are further than that is lost where nothing of ours stands; their counts know
+            stands = await is_whole(sessions[1])
+            ahead = await copying.ahead(sessions[1], record.progress) if stands else {}
         link.gate.begin(record.progress, ahead)
         later = {name: max(lsn, ahead.get(name, lsn)) for name, lsn in settled.items()}
-        survey = _Survey(link, record, here, record.progress, {**ahead, **later})
+        survey = _Survey(link, record, here, record.progress, {**ahead, **later}, theirs)
         return cls(link, sessions[0], ends[0], record, survey)
 
-    async def wiped(self, *, asks: bool) -> Mapping[QualifiedName, str]:
+    async def wiped(self, *, counts: bool) -> Mapping[QualifiedName, str]:
         """The tables that the source, as it stands now, has lost more of than may go, and how.
 
-        `asks`: the target may be asked about them; else what cannot be told without it counts as too much.
+        `counts`: tables may be counted on the target, which is not so once the heal is under way. What it holds is asked
+        all the same, as it was before the heal; of a table that cannot be read it counts as too much.
         """
         barrier = await received(self._link, self._there, self._source, self._record)
-        self._survey.gate.asks = asks
+        self._survey.gate.may_count = counts
         for each in await self._survey.go_on(self._there, self._judged, barrier):
             if each.trip is not None:
                 for loss in each.trip.losses:
@@ -116,20 +129,60 @@ class _Found(NamedTuple):
 
 
 class _Twin(StreamGate):
-    """Judges as the link's own gate would, and uses nothing up. Unless it `asks`, what it cannot tell counts as too much."""
+    """Judges as the link's own gate would, and uses nothing up; for a target that may have lost rows.
 
-    asks = True
+    `inside` is a session at the source: what a large transaction has done is told by what the source holds now.
+    """
+
+    may_count = True
+    #: how many rows a table held as of the target's progress, before anybody harmed it; None if that is not known
+    before: Callable[[QualifiedName], int | None]
 
     def _use(self, passed: Pass) -> None:
         pass
 
     async def _ask(self, inside: AsyncConnection[TupleRow], ask: Ask) -> list[int]:
-        if self.asks:
-            return await super()._ask(inside, ask)
-        return [each.limit + 1 for each in ask.questions]
+        outside = await connect(self._target, "guard", lock_timeout=_PATIENCE)
+        try:
+            with translate(self._target):
+                tables = {each.name: each for each in await catalog.tables(outside)}
+            return [
+                await self._told(inside, outside, tables.get(each.shape.name), each) for each in ask.questions
+            ]
+        finally:
+            await outside.close()
+
+    async def _told(
+        self,
+        there: AsyncConnection[TupleRow],
+        here: AsyncConnection[TupleRow],
+        table: Table | None,
+        question: Question,
+    ) -> int:
+        too_much = question.limit + 1
+        columns = set() if table is None else {each.name for each in table.columns}
+        if table is None or question.name not in columns:
+            # there is nothing of it left that could be taken
+            return 0
+        if not {question.shape.columns[index] for index in question.shape.key} <= columns:
+            return too_much
+        coming = 0
+        if question.keys is None:
+            with translate(ends(self._config)[0]), suppress(psycopg.errors.UndefinedTable):
+                # what it does not have it does not bring
+                coming = await questions.holding_now(there, table, question)
+        with translate(self._target):
+            try:
+                left = await questions.count(here, table.name)
+                lacks = max(0, (self.before(table.name) or 0) - left)
+                return await questions.answer_of_what_is_left(
+                    here, table, question, lacks=lacks, coming=coming
+                )
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
+                return too_much
 
     async def _recount(self, tables: Sequence[QualifiedName], progress: Lsn, time: int) -> None:
-        if self.asks:
+        if self.may_count:
             await super()._recount(tables, progress, time)
             return
         for name in tables:
@@ -137,7 +190,10 @@ class _Twin(StreamGate):
 
 
 class _Survey:
-    """Judges one transaction of the journal after the other, from `position` on; `copied` as `BatchBuilder` takes it."""
+    """Judges one transaction of the journal after the other, from `position` on; `copied` as `BatchBuilder` takes it.
+
+    `here` are the target's tables, `theirs` the source's, by which one is judged that somebody has altered on the target.
+    """
 
     def __init__(
         self,
@@ -146,12 +202,15 @@ class _Survey:
         here: Mapping[QualifiedName, Table],
         position: Lsn,
         copied: Mapping[QualifiedName, Lsn],
+        theirs: Mapping[QualifiedName, Table] | None = None,
     ) -> None:
         self.gate = link.gate.twin(_Twin)
+        self.gate.before = link.gate.stood
         self.position = position
         self._folder = link.state.journal(record.id)
         self._record = record
         self._here = here
+        self._theirs = theirs or {}
         self._builder = BatchBuilder(record.id, position, here.__getitem__, copied=copied, gate=self.gate)
         self._unknown: set[int] = set()
 
@@ -160,7 +219,7 @@ class _Survey:
     ) -> list[_Found]:
         """What trips of all that is in the journal from `first` on, until what commits at `until` or later.
 
-        What large transactions have done is counted over `inside`.
+        What large transactions have done is counted over `inside`, a session at the source.
         """
         progress = self._record.progress
         assert progress is not None
@@ -168,13 +227,13 @@ class _Survey:
         batches = restore_journal.onwards(self._folder, first)
         putting_back = _PuttingBack(self._record.id)
         while (messages := await asyncio.to_thread(next, batches, None)) is not None:
-            for message in putting_back.left_out(messages, found):
+            for message, size in putting_back.left_out(messages, found):
                 if isinstance(message, Begin) and message.final_lsn >= until:
                     return found
                 if isinstance(message, Relation):
                     self._describe(message)
-                elif not self._touches(message):
-                    self._builder.take(message, 0)
+                elif (judged := self._judged(message)) is not None:
+                    self._builder.take(judged, size)
                 while self._builder.held:
                     trip = await self.gate.found(inside, progress)
                     if trip is not None and (not found or found[-1].lsn != self.gate.held_at):
@@ -185,18 +244,24 @@ class _Survey:
         return found
 
     def _describe(self, relation: Relation) -> None:
-        try:
-            self._builder.describe(relation, self._here[QualifiedName(relation.schema, relation.name)])
-            self._unknown.discard(relation.relation_id)
-        except (ApplyRefused, KeyError):
-            # not on the target, or not as it is on the source: not to be judged here
-            self._unknown.add(relation.relation_id)
+        name = QualifiedName(relation.schema, relation.name)
+        # of what is not on the target nothing can be taken there
+        for table in (self._here.get(name), self._theirs.get(name) if name in self._here else None):
+            if table is not None:
+                with suppress(ApplyRefused):
+                    self._builder.describe(relation, table)
+                    self._unknown.discard(relation.relation_id)
+                    return
+        self._unknown.add(relation.relation_id)
 
-    def _touches(self, message: Message) -> bool:
-        """Whether it is about a table that is not to be judged."""
+    def _judged(self, message: Message) -> Message | None:
+        """What of a message is to be judged; None if it is about a table that is not."""
         if isinstance(message, Truncate):
-            return not self._unknown.isdisjoint(message.relation_ids)
-        return isinstance(message, (Insert, Update, Delete)) and message.relation_id in self._unknown
+            known = tuple([each for each in message.relation_ids if each not in self._unknown])
+            return msgspec.structs.replace(message, relation_ids=known) if known else None
+        if isinstance(message, (Insert, Update, Delete)) and message.relation_id in self._unknown:
+            return None
+        return message
 
 
 class _PuttingBack:
@@ -207,11 +272,13 @@ class _PuttingBack:
         self._begun: Begin | None = None
         self._inside = False
 
-    def left_out(self, messages: Sequence[Message], found: list[_Found]) -> Iterator[Message]:
-        """The other messages; the transactions that were left out are added to what was `found`."""
-        for message in messages:
+    def left_out(
+        self, messages: Sequence[tuple[Message, int]], found: list[_Found]
+    ) -> Iterator[tuple[Message, int]]:
+        """The other messages, each with its size; the transactions that were left out are added to what was `found`."""
+        for message, size in messages:
             if isinstance(message, Relation):
-                yield message
+                yield message, size
             elif isinstance(message, Begin):
                 self._begun = message
             else:
@@ -221,9 +288,9 @@ class _PuttingBack:
                     if self._inside:
                         found.append(_Found(Lsn(self._begun.final_lsn), None))
                     else:
-                        yield self._begun
+                        yield self._begun, 0
                     self._begun = None
                 if not self._inside:
-                    yield message
+                    yield message, size
                 elif isinstance(message, Commit):
                     self._inside = False
