@@ -79,7 +79,10 @@ def test_taken_away_under_a_daemon(link: Link, survived: Survived, how: str) -> 
     with writing(link.pair.source):
         link.level()
         if how == "removed":
-            shutil.rmtree(link.state)
+            # what the daemon makes in it meanwhile goes with it
+            gone = link.state.with_name("going")
+            link.state.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
         else:
             link.state.rename(link.state.with_name("moved"))
         assert link.ended(20) == 3, link.said[-3000:]
