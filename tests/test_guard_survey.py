@@ -22,9 +22,9 @@ from test_guard_target import concluded, harm, level
 LARGE = 80_000
 
 
-def things(cli: Cli, pair: Pair, rows: int, settings: str = "") -> Shop:
+def things(cli: Cli, pair: Pair, rows: int) -> Shop:
     """A link that is level, with a table `thing` of so many rows and a column that is NULL in all of them; nobody applies."""
-    shop = Shop(cli, pair, settings)
+    shop = Shop(cli, pair)
     shop.wipe(
         "CREATE TABLE thing (id int PRIMARY KEY, label text, n bigint NOT NULL DEFAULT 0, note text)",
         f"INSERT INTO thing SELECT n, 'thing ' || n FROM generate_series(1, {rows}) AS n",
@@ -138,15 +138,6 @@ def test_a_large_update_behind_what_is_restored(pair: Pair, cli: Cli) -> None:
     restored(shop, shop.held())
     shop.once()
     assert shop.source_rows("thing") == shop.target_rows("thing") == before
-
-
-def test_a_transaction_that_takes_long_to_receive(pair: Pair, cli: Cli) -> None:
-    """Until its commit nothing tells how far the stream is; the source is heard all the same."""
-    shop = things(cli, pair, 1, 'silence_timeout = "1s"\n')
-    shop.wipe("INSERT INTO thing (id, label) SELECT n, 'thing ' || n FROM generate_series(2, 600000) AS n")
-    harm(pair, "DELETE FROM visit WHERE n = 1")
-    shop.once()
-    assert states(shop) == [("delete", "healed")]
 
 
 def test_large_values_are_looked_at(pair: Pair, cli: Cli) -> None:

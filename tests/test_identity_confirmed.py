@@ -93,3 +93,39 @@ def test_nothing_was_told(stranded: Shop, cli: Cli) -> None:
     identical(shop)
     with connect(shop.pair.source_server.conninfo()) as conn:
         conn.execute('DROP DATABASE "shop old"')
+
+
+def test_a_floor_that_partitions_share(stranded: Shop, cli: Cli) -> None:
+    """A little may have gone of each of them meanwhile, but not so much of all that they hold too little together."""
+    shop = stranded
+    shop.configure("guard.floors.'public.event' = 90\n")
+    names = [f"event{n}" for n in range(5)]
+    for end in (shop.pair.on_source, shop.pair.on_target):
+        with end() as conn:
+            conn.execute(
+                "CREATE TABLE event (id int, day int, PRIMARY KEY (id, day)) PARTITION BY LIST (day)"
+            )
+            for day, name in enumerate(names):
+                conn.execute(f"CREATE TABLE {name} PARTITION OF event FOR VALUES IN ({day})".encode())
+    with shop.pair.on_source() as conn:
+        conn.execute(
+            "INSERT INTO event SELECT n, day FROM generate_series(1, 20) AS n, generate_series(0, 4) AS day"
+        )
+    shop.command("resync", *(f"public.{name}" for name in names), "--yes")
+    shop.once()
+    cloned(shop)
+    refused(cli("check"), 6)
+    with shop.pair.on_source() as conn:
+        conn.execute("DELETE FROM event WHERE id > 15")
+    message, _ = refused(cli("incidents", "approve", shop.held()["id"], "--yes"), 1)
+    assert "it is 25 now" in message
+    assert len(shop.target_rows("event")) == 100
+    with shop.pair.on_source() as conn:
+        conn.execute("DELETE FROM event WHERE id = 15")
+    # what was told by now is confirmed, and what went since is too little left to spare
+    refused(cli("incidents", "approve", shop.held()["id"], "--rows", "25", "--yes"), 1)
+    assert decided(shop, "approve", "--rows", "30")["state"] == "approved"
+    identical(shop)
+    assert len(shop.target_rows("event")) == 70
+    with connect(shop.pair.source_server.conninfo()) as conn:
+        conn.execute('DROP DATABASE "shop old"')

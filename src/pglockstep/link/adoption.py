@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
@@ -55,11 +56,14 @@ async def catch_up(link: Link, both: Ends, record: LinkRecord) -> None:
         await journal.close()
 
 
-async def follow_anew(link: Link, both: Ends, record: LinkRecord, may_go: Allowed | None) -> Healed:
+async def follow_anew(
+    link: Link, both: Ends, record: LinkRecord, may_go: Allowed | None, told: Allowed = MappingProxyType({})
+) -> Healed:
     """Follow the source from now on, whatever it was before, and make every table of the target level with it.
 
-    `may_go`: how many rows each table may lose by that; None: what its rules allow. Raises `TooMuchLost` beyond that, and then
-    the target is as it was; else the ends' errors.
+    `may_go`: how many rows each table may lose by that; None: what its rules allow. `told`: so many of them a person knows of,
+    beyond which no floor is gone below that partitions share. Raises `TooMuchLost` beyond that, and then the target is as it
+    was; else the ends' errors.
     """
     await _clear(both, record)
     async with snapshot.first(both, record, link.selection) as (moment, tables):
@@ -84,8 +88,11 @@ async def follow_anew(link: Link, both: Ends, record: LinkRecord, may_go: Allowe
                 for name in sorted(stood.keys() & carried):
                     left[name] = await questions.count(target, name)
                     _demand_harmless(link, name, stood[name], left[name], may_go)
-                if may_go is None:
-                    _demand_shared_floors(link, stood, left)
+                for root, reason in short_of_shared_floors(link, stood, left, told).items():
+                    raise TooMuchLost(
+                        f"{reason}: the source does not have them",
+                        hint=f"look at {root} on the source: is something deleting there? then decide again",
+                    )
                 await followed.note(target, {name: now[name] for name in carried if name in now})
                 await detached.attach(target, carried)
                 failpoints.reach("adopt.commit")
@@ -132,14 +139,14 @@ def _demand_harmless(link: Link, name: QualifiedName, stood: int, now: int, may_
         )
 
 
-def _demand_shared_floors(
-    link: Link, stood: Mapping[QualifiedName, int], left: Mapping[QualifiedName, int]
-) -> None:
+def short_of_shared_floors(
+    link: Link, stood: Mapping[QualifiedName, int], left: Mapping[QualifiedName, int], told: Allowed
+) -> dict[QualifiedName, str]:
+    """The tables of which too little would be `left` in all their partitions, by more than was `told`; and what is wrong."""
+    found = {}
     for root, partitions in link.rules.shared.items():
-        before = {name: stood.get(name, 0) for name in partitions}
+        before = {name: max(0, stood.get(name, 0) - told.get(name, 0)) for name in partitions}
         reason = below(link.rules, root, before, {name: left.get(name, 0) for name in partitions})
         if reason is not None:
-            raise TooMuchLost(
-                f"{reason}: the source does not have them",
-                hint=f"look at {root} on the source: is something deleting there? then decide again",
-            )
+            found[root] = reason
+    return found

@@ -26,7 +26,7 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
     """
     barrier = await session.emit_barrier(conn, source, record.id)
     if link.receives is not None:
-        await _durable(link.receives, barrier, source)
+        await durable_up_to(link.receives, barrier, source)
         return barrier
     async with link.journal(conn, source, record) as journal:
         assert record.progress is not None
@@ -38,7 +38,7 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
                     tasks.create_task(journal.run(), name="journal"),
                     tasks.create_task(intake.run(), name="intake"),
                 ]
-                await _durable(journal, barrier, source)
+                await durable_up_to(journal, barrier, source)
                 for task in side:
                     task.cancel()
         except BaseExceptionGroup as group:
@@ -46,7 +46,7 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
     return barrier
 
 
-async def _durable(journal: Journal, barrier: Lsn, source: End) -> None:
+async def durable_up_to(journal: Journal, barrier: Lsn, source: End) -> None:
     """Wait until the journal has everything before `barrier` on its disk; not for a source that is silent, or a full disk.
 
     A source that is heard has its reasons: its position stands still in a large transaction, and while it reads again what was

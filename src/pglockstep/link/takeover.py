@@ -124,6 +124,18 @@ async def _accept(link: Link, both: Ends, record: LinkRecord, incident: Incident
         name: most_lost(link.rules.of(name), stood, told.get(name, 0)) for name, (stood, _) in found.items()
     }
     beyond = [name for name, (_, lost) in found.items() if lost > allowed[name]]
+    short = adoption.short_of_shared_floors(
+        link,
+        {name: stood for name, (stood, _) in found.items()},
+        {name: stood - lost for name, (stood, lost) in found.items()},
+        told,
+    )
+    for root in short:
+        beyond += [
+            name
+            for name in link.rules.shared[root]
+            if name in found and name not in beyond and found[name][1] > told.get(name, 0)
+        ]
     if beyond:
         total = sum(lost for _, lost in found.values())
         pinning.note_losses(link, incident, found)
@@ -133,7 +145,7 @@ async def _accept(link: Link, both: Ends, record: LinkRecord, incident: Incident
             hint=f"to let the target lose them too: pglockstep incidents approve {incident.id} --rows {total}; to fill the "
             f"source from the target: pglockstep incidents restore {incident.id}",
         )
-    healed = await adoption.follow_anew(link, both, record, allowed)
+    healed = await adoption.follow_anew(link, both, record, allowed, told)
     return (
         f"the source that answers now is followed; the target took {counted(healed.put_back, 'row')} from it, and gave up "
         f"{counted(healed.removed, 'row')}"
