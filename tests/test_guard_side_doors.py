@@ -209,3 +209,18 @@ def test_held_without_the_state_directory(pair: Pair, cli: Cli) -> None:
     shop.command("incidents", "restore", incident["id"], "--yes", *elsewhere)
     assert len(shop.source_rows("visit")) == len(shop.target_rows("visit"))
     assert len(held) <= len(shop.source_rows("visit")) <= before
+
+
+def test_a_heal_beside_what_is_held_elsewhere(pair: Pair, cli: Cli) -> None:
+    """Its losses are no more than may go, but for those that another state directory knows of: it does not come by a heal."""
+    shop = Shop(cli, pair)
+    shop.once()
+    running = shop.start()
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+    slowly(shop)
+    refused(cli("once"), 6)
+    held = shop.target_rows("visit")
+    harm(pair, "INSERT INTO visit VALUES ('theirs', 1000)")
+    refused(cli("once", "--state-dir", str(cli.directory / "b")), 6)
+    assert set(held) <= set(shop.target_rows("visit"))

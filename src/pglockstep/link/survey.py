@@ -22,6 +22,7 @@ from pglockstep.errors import ApplyRefused
 from pglockstep.guard import questions, restore_journal
 from pglockstep.guard.answers import Ask, Pass, Question, Trip
 from pglockstep.guard.restore import is_restoring
+from pglockstep.link import held_back
 from pglockstep.link.gate import StreamGate
 from pglockstep.link.link import Link
 from pglockstep.link.receiving import received
@@ -100,6 +101,9 @@ class Unapplied:
             # whether tables are further than that is lost where nothing of ours stands; their counts know
             stands = await is_whole(sessions[1])
             ahead = await copying.ahead(sessions[1], record.progress) if stands else {}
+            if stands:
+                # what led to it may have been seen elsewhere
+                link.gate.held = await held_back.known(sessions[1], record.progress)
         link.gate.begin(record.progress, ahead)
         later = {name: max(lsn, ahead.get(name, lsn)) for name, lsn in settled.items()}
         survey = _Survey(link, record, here, record.progress, {**ahead, **later}, theirs)
