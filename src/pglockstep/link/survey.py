@@ -65,7 +65,7 @@ async def belonging(
 class Unapplied:
     """What the source has committed behind what the target has: a heal would bring it over unjudged.
 
-    Begin it before the heal, with `conn` a session on the target, and `there` one on the source.
+    Begin it before the heal locks anything; `there` is a session on the source, and stays open as long.
     """
 
     def __init__(
