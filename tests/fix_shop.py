@@ -144,6 +144,18 @@ class Shop:
         states = ("held",) if held else ("streaming", "catching_up")
         return Daemon(self.cli, self.pair, configured=True, states=states)
 
+    def watched(self) -> None:
+        """Have a daemon run until the target's tables are watched; what is done to them afterwards nobody sees but the watch."""
+        running = self.start()
+        unwatched = (
+            "SELECT FROM pg_class AS c WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND NOT EXISTS "
+            "(SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgname ~ '^pglockstep')"
+        )
+        with self.pair.on_target() as target:
+            wait_until(lambda: target.execute(unwatched).rowcount == 0, 20, "every table to be watched")
+        running.process.terminate()
+        assert running.process.wait(20) == 0
+
     def source_rows(self, table: str) -> list[str]:
         """What the source has."""
         with self.pair.on_source() as conn:

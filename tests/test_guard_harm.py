@@ -104,23 +104,26 @@ def test_what_only_builds_is_harmless() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stood", "now", "whole", "too_much"),
+    ("stood", "now", "swing", "whole", "too_much"),
     [
-        (100, 100, True, False),
-        (100, 200, False, False),
-        (100, 70, True, False),
-        (100, 69, True, True),
-        (100, 0, False, True),
+        (100, 100, 0, True, False),
+        (100, 200, 0, False, False),
+        (100, 70, 0, True, False),
+        (100, 69, 0, True, True),
+        (100, 69, 50, True, False),
+        (100, 49, 50, True, True),
+        (100, 0, 0, False, True),
+        (100, 0, 500, False, True),
         # no share of a small table is judged, but what neither end has any more comes from nowhere
-        (5, 0, True, False),
-        (5, 0, False, True),
-        (5, 1, False, False),
-        (0, 0, False, False),
+        (5, 0, 0, True, False),
+        (5, 0, 0, False, True),
+        (5, 1, 0, False, False),
+        (0, 0, 0, False, False),
     ],
 )
-def test_how_little_a_heal_may_leave(stood: int, now: int, whole: bool, too_much: bool) -> None:
-    """By the table's rules, and less where the target had lost it itself."""
-    assert is_too_much(Rules.of(GuardConfig(), USER), stood, now, whole=whole) is too_much
+def test_how_little_a_heal_may_leave(stood: int, now: int, swing: int, whole: bool, too_much: bool) -> None:
+    """By the table's rules and what passes through it, and less where the target had lost it itself."""
+    assert is_too_much(Rules.of(GuardConfig(), USER), stood, now, swing=swing, whole=whole) is too_much
 
 
 def test_after_a_heal_only_what_it_touched_is_known_anew() -> None:

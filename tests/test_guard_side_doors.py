@@ -25,13 +25,6 @@ UNCOUNTED = {
 }
 
 
-def watched(shop: Shop) -> None:
-    """A daemon was there: the target's watch is, and nobody looks."""
-    running = shop.start()
-    running.process.terminate()
-    assert running.process.wait(20) == 0
-
-
 @pytest.mark.parametrize("what", UNCOUNTED)
 @pytest.mark.parametrize("by", ["once", "daemon"])
 def test_a_heal_of_what_the_source_has_lost(pair: Pair, cli: Cli, by: str, what: str) -> None:
@@ -62,7 +55,7 @@ def test_a_heal_of_what_a_large_transaction_took(pair: Pair, cli: Cli) -> None:
     shop = Shop(cli, pair)
     shop.wipe("INSERT INTO visit SELECT repeat('x', 60), n FROM generate_series(1, 60000) AS n")
     shop.once()
-    watched(shop)
+    shop.watched()
     before = shop.target_rows("visit")
     shop.wipe("UPDATE visit SET path = 'gone'")
     harm(pair, "INSERT INTO visit VALUES ('theirs', 1000)")
@@ -74,7 +67,7 @@ def test_a_heal_of_what_the_source_has_changed_well(pair: Pair, cli: Cli) -> Non
     """As much as the rules let go, much that is new, and values that are no wipe: healed, with all of it."""
     shop = Shop(cli, pair)
     shop.once()
-    watched(shop)
+    shop.watched()
     shop.wipe(
         "DELETE FROM visit WHERE n <= 20",
         "UPDATE visit SET path = path || n",
@@ -89,7 +82,7 @@ def test_a_heal_of_what_was_announced(pair: Pair, cli: Cli) -> None:
     """What may go on the source is no reason to leave the target as somebody made it."""
     shop = Shop(cli, pair)
     shop.once()
-    watched(shop)
+    shop.watched()
     shop.command("guard", "allow", "--table", "public.visit", "--rows", "400", "--for", "1h")
     shop.wipe("DELETE FROM visit")
     harm(pair, "INSERT INTO visit VALUES ('theirs', 1000)")
@@ -216,7 +209,7 @@ def test_a_heal_beside_what_is_held_elsewhere(pair: Pair, cli: Cli) -> None:
     """Its losses are no more than may go, but for those that another state directory knows of: it does not come by a heal."""
     shop = Shop(cli, pair)
     shop.once()
-    watched(shop)
+    shop.watched()
     slowly(shop)
     refused(cli("once"), 6)
     held = shop.target_rows("visit")

@@ -124,9 +124,7 @@ def test_written_while_nobody_was_there(pair: Pair, cli: Cli) -> None:
     """The watch notes what nobody sees: `once` heals it, and tells of it."""
     shop = Shop(cli, pair)
     shop.once()
-    running = shop.start()
-    running.process.terminate()
-    assert running.process.wait(20) == 0
+    shop.watched()
     harm(pair, "DELETE FROM visit", "INSERT INTO item VALUES (555, 'not ours')")
     shop.once()
     (incident,) = shop.incidents()
@@ -158,9 +156,7 @@ def test_both_ends_wiped(pair: Pair, cli: Cli) -> None:
     """What neither end has any more is never called healed: it is held, with a sentence that says so."""
     shop = Shop(cli, pair)
     shop.once()
-    running = shop.start()
-    running.process.terminate()
-    assert running.process.wait(20) == 0
+    shop.watched()
     shop.wipe("DELETE FROM visit")
     harm(pair, "DELETE FROM visit")
     message, _ = refused(cli("once"), 6)

@@ -180,6 +180,29 @@ def test_losses_go_on_adding_up_after_a_restart() -> None:
     assert account.free_deletes == 21
 
 
+def test_a_queue_is_known_for_one_after_a_restart() -> None:
+    """What passed through it is remembered with its time, also if it is counted anew, and for no longer than a window."""
+    counts = counts_with(100)
+    account = counts.account(NAME)
+    for step in range(50):
+        account.reckon(step)
+        account.note(200, 200, 100, 200 + step, step * account.width)
+    swing = account.window.swing(49)
+    assert swing > 500
+    again = Counts(Rulebook(GuardConfig()))
+    for each in counts.remember():
+        assert len(each.passed) <= 7
+        again.recall(each, 300)
+    assert again.rows(NAME) is None
+    assert again.stood(NAME) == 100
+    again.seed(NAME, 100, 300, 50 * account.width)
+    assert again.swing(NAME, 50 * account.width) == swing
+    # each sum goes when its first step does: never later than what is in it
+    assert again.swing(NAME, 65 * account.width) <= account.window.swing(65)
+    assert again.swing(NAME, 65 * account.width) > 0
+    assert again.swing(NAME, 120 * account.width) == 0
+
+
 def test_a_table_that_is_empty_has_no_age() -> None:
     """It begins when there are rows."""
     counts = counts_with(0)

@@ -60,9 +60,7 @@ def test_a_source_whose_database_was_dropped(cli: Cli, pair: Pair) -> None:
     pair.on_source().execute(
         f"ALTER DATABASE \"{conninfo_to_dict(pair.source)['dbname']}\" SET work_mem TO '5MB'".encode()
     )
-    running = shop.start()
-    running.process.terminate()
-    assert running.process.wait(20) == 0
+    shop.watched()
     before, schema = everything(shop), dumped(pair.source_server, pair.source)
     pair.close()
     drop_source(shop)

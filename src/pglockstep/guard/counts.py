@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from pglockstep.guard.policy import UNLIMITED, Rulebook, Rules
-from pglockstep.guard.window import STEPS, Window
+from pglockstep.guard.window import STEPS, Passed, Window
 from pglockstep.postgres.names import QualifiedName
 
 #: A table that has held rows for so long, in microseconds, is not emptied, however few they are.
@@ -17,26 +17,29 @@ DAY = 86_400_000_000
 
 
 class TableCount(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of a table: `rows` as of `lsn`; None where that is unknown.
+    """What is remembered of a table: `rows` as of `lsn`; if it is not `exact` it held so many once, None if nobody ever knew.
 
     `filled_since`: since when it has held any, by the source's clock; None if it holds none. `lost`: how many were lost
     within the last window, so that losses go on adding up where they were; `lost_at`: when that was so, by the
-    source's clock; None if that is not known.
+    source's clock; None if that is not known. `passed`: what came and went, so that a queue is known for one.
     """
 
     name: QualifiedName
     rows: int | None
     lsn: int
+    exact: bool = True
     filled_since: int | None = None
     lost: int = 0
     lost_at: int | None = None
+    passed: tuple[Passed, ...] = ()
 
 
 class Account:
     """One table: its rules, its count, its window, and how much it may lose without a closer look.
 
-    `lsn`: earlier transactions are in the count. `rows` is -1 while it is unknown; `fresh`: it was counted, and nothing has
-    changed it since. `above`: what it is a partition of; `sharing`: what of that has a floor, which all partitions share.
+    `lsn`: earlier transactions are in the count. `rows` is -1 while it is unknown, and `once` what it was last; `fresh`: it was
+    counted, and nothing has changed it since. `above`: what it is a partition of; `sharing`: what of that has a floor, which all
+    partitions share.
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class Account:
         "fresh",
         "lsn",
         "name",
+        "once",
         "rows",
         "rules",
         "sharing",
@@ -70,6 +74,7 @@ class Account:
         self.sharing = sharing
         self.lsn = 0
         self.rows = -1
+        self.once: int | None = None
         self.fresh = False
         self.filled_since: int | None = None
         self.window = Window(rules.window, 0)
@@ -143,6 +148,7 @@ class Account:
         """The count is not to be relied on any more; losses go on adding up once there is another."""
         if self.rows >= 0:
             self._owed, self._owed_at = self._lost(), self._lost_at()
+            self.once = self.rows
         self.rows = -1
         self.fresh = False
         self.step = -1
@@ -160,11 +166,13 @@ class Account:
         known = self.rows >= 0
         return TableCount(
             name=self.name,
-            rows=self.rows if known else None,
+            rows=self.rows if known else self.once,
             lsn=max(self.lsn, position),
+            exact=known,
             filled_since=self.filled_since,
             lost=self._lost() if known else self._owed,
             lost_at=self._lost_at() if known else self._owed_at,
+            passed=self.window.passed(),
         )
 
     def seed(self, count: TableCount) -> None:
@@ -174,11 +182,11 @@ class Account:
         self._owed, self._owed_at = count.lost, count.lost_at
         self.filled_since = count.filled_since
         self.step = -1
-        self.rows = -1 if count.rows is None else count.rows
-        if self.rows >= 0:
-            self.window = Window(self.rules.window, self.rows + count.lost)
-            if not self.rows:
-                self.filled_since = None
+        self.once = count.rows
+        self.rows = -1 if count.rows is None or not count.exact else count.rows
+        self.window = Window(self.rules.window, max(0, self.rows) + count.lost, count.passed)
+        if not self.rows:
+            self.filled_since = None
 
 
 class Counts:
@@ -216,6 +224,13 @@ class Counts:
         account = self.accounts.get(name)
         return account.rows if account is not None and account.rows >= 0 else None
 
+    def stood(self, name: QualifiedName) -> int | None:
+        """How many rows a table held when that was known last; None if it never was."""
+        account = self.accounts.get(name)
+        if account is None:
+            return None
+        return account.rows if account.rows >= 0 else account.once
+
     def seed(self, name: QualifiedName, rows: int, lsn: int, time: int) -> None:
         """The table holds `rows` as of `lsn`, counted at `time`, by the source's clock.
 
@@ -225,7 +240,7 @@ class Counts:
         account.forget()
         known = account.remembered(self.position)
         since = time if known.filled_since is None else known.filled_since
-        account.seed(msgspec.structs.replace(known, rows=rows, lsn=lsn, filled_since=since))
+        account.seed(msgspec.structs.replace(known, rows=rows, lsn=lsn, exact=True, filled_since=since))
         account.fresh = True
 
     def lost_lately(self, name: QualifiedName, time: int) -> int:
@@ -235,6 +250,11 @@ class Counts:
         if known.lost_at is not None and time - known.lost_at > (STEPS + 1) * account.width:
             return 0
         return known.lost
+
+    def swing(self, name: QualifiedName, time: int) -> int:
+        """By how many rows the table may change by chance within the window before `time`, by the source's clock."""
+        account = self.account(name)
+        return account.window.swing(time // account.width)
 
     def add_lost(self, name: QualifiedName, rows: int, time: int) -> None:
         """So many rows went at `time` beside the stream: they add up with those that it takes."""
@@ -248,7 +268,7 @@ class Counts:
 
         What was committed between the two is not in the count: it is unknown then.
         """
-        known = count if count.lsn >= position else msgspec.structs.replace(count, rows=None)
+        known = count if count.lsn >= position else msgspec.structs.replace(count, exact=False)
         self.account(count.name).seed(known)
 
     def remember(self) -> list[TableCount]:

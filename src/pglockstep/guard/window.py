@@ -9,7 +9,10 @@ The memory is constant: one entry for each step in which rows came or went.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from math import isqrt
+
+import msgspec
 
 #: Steps in a window, and those before it of which the least counts.
 STEPS = 60
@@ -69,17 +72,30 @@ class _Entry:
         self.lsn = lsn
 
 
+class Passed(msgspec.Struct, frozen=True):
+    """So many rows came and went within a tenth of a window or so, from the time `at` on, in microseconds."""
+
+    at: int
+    came: int
+    went: int
+
+
 class Window:
-    """The numbers of rows that one table held. `seconds` is the window, `rows` what it held until now."""
+    """The numbers of rows that one table held. `seconds` is the window, `rows` what it held until now.
+
+    `passed`: what came and went before that.
+    """
 
     __slots__ = ("_before", "_entries", "width")
 
-    def __init__(self, seconds: float, rows: int) -> None:
+    def __init__(self, seconds: float, rows: int, passed: Iterable[Passed] = ()) -> None:
         #: of a step, in microseconds
         self.width = max(1, round(seconds * 1_000_000 / STEPS))
         # what the table held before the first entry
         self._before = rows
-        self._entries: deque[_Entry] = deque()
+        self._entries: deque[_Entry] = deque(
+            _Entry(each.at // self.width, rows, rows, 0, each.came, each.went) for each in passed
+        )
 
     def stood(self, step: int) -> int:
         """The rows that count as having stood before the window that ends in `step`. Drops what no later one needs."""
@@ -116,6 +132,20 @@ class Window:
                 came += each.came
                 went += each.went
         return isqrt(_CHANCE * min(came, went))
+
+    def passed(self) -> tuple[Passed, ...]:
+        """What came and went within the window that ends with the last change, in a few sums, each as of its beginning."""
+        found: list[Passed] = []
+        last = self._entries[-1].step if self._entries else 0
+        for each in self._entries:
+            if each.step < last - STEPS or not (each.came or each.went):
+                continue
+            if found and each.step < found[-1].at // self.width + LEAD:
+                sums = found.pop()
+                found.append(Passed(sums.at, sums.came + each.came, sums.went + each.went))
+            else:
+                found.append(Passed(each.step * self.width, each.came, each.went))
+        return tuple(found)
 
     def note(self, step: int, before: int, after: int, lsn: int, came: int = 0, went: int = 0) -> None:
         """The transaction with its commit at `lsn` brought and took so many rows."""

@@ -90,14 +90,13 @@ class Balance:
             self.stood[name] = stood = before if known is None else known
             if name in self._again:
                 continue
-            lately = self._link.gate.judge.counts.lost_lately(name, self._time)
             self.lost[name] = max(0, stood - now)
             which = intact if before >= stood and name not in self._named else harmed
             undone = known is not None and was_undone(self._link.rules.of(name), stood, before, done.removed)
             # a table that is whole is left to the stream, which holds what was undone as well
             if name in wiped and (done.put_back or done.removed) and (which is intact or not undone):
                 which[name] = wiped[name]
-            elif self._is_too_much(name, stood + lately, now, whole=before >= stood):
+            elif self._is_too_much(name, stood, now, whole=before >= stood):
                 which[name] = (
                     f"table {name} would hold {counted(now, 'row')} on the target where {stood} stood"
                 )
@@ -146,10 +145,16 @@ class Balance:
             self._link.gate.judge.counts.add_lost(name, rows, self._time)
 
     def _is_too_much(self, name: QualifiedName, stood: int, now: int, *, whole: bool) -> bool:
-        rules, lost = self._link.rules.of(name), stood - now
-        filled_since = self._link.gate.judge.counts.account(name).filled_since
+        counts, lost = self._link.gate.judge.counts, stood - now
+        if lost <= 0:
+            return False
+        filled_since = counts.account(name).filled_since
         stood_for_a_day = filled_since is not None and self._time - filled_since >= DAY
-        if not is_too_much(rules, stood, now, whole=whole and not stood_for_a_day):
+        # it adds up with what the stream has taken
+        stood += counts.lost_lately(name, self._time)
+        swing = counts.swing(name, self._time)
+        rules = self._link.rules.of(name)
+        if not is_too_much(rules, stood, now, swing=swing, whole=whole and not stood_for_a_day):
             return False
         if self._may(name, lost):
             self.lost[name] = 0
@@ -176,16 +181,17 @@ class Balance:
         return False
 
 
-def is_too_much(rules: Rules, stood: int, now: int, *, whole: bool) -> bool:
+def is_too_much(rules: Rules, stood: int, now: int, *, swing: int = 0, whole: bool) -> bool:
     """Whether a table of `stood` rows may not hold so few `now`; `whole`: the target has all of them still. Pure.
 
-    What neither end has any more has nowhere to come back from: then not even a small table is emptied.
+    `swing`: by so many rows it changes by chance. What neither end has any more has nowhere to come back from: then not even a
+    small table is emptied.
     """
     lost = stood - now
     if lost <= 0:
         return False
     return (
-        lost > rules.may_lose(stood)
+        lost > max(rules.may_lose(stood), swing)
         or now < min(rules.floor, stood)
         or (rules.judge and not now and not whole)
     )

@@ -145,8 +145,8 @@ class StreamGate:
 
     def stood(self, name: QualifiedName) -> int | None:
         """How many rows a table held when that was known last; None if it never was."""
-        if (rows := self.rows(name)) is not None:
-            return rows
+        if self._began:
+            return self.judge.counts.stood(name)
         return {each.name: each.rows for each in row_counts.remembered(self._state, self._key)}.get(name)
 
     def reached(self) -> Lsn | None:

@@ -249,6 +249,14 @@ class Link:
             await self.learn(conn)
             self.gate.held = await held_back.known(conn, record.progress)
             here = [each.name for each in await catalog.tables(conn) if self.selection.carries(*each.name)]
+            # what was just copied has been counted
+            arrived = await copying.parts(conn)
+            fresh = {
+                name: lsn
+                for name, lsn in copying.finished(arrived).items()
+                if lsn >= record.progress and self.gate.rows(name) is None
+            }
+            self.gate.seed(copying.rows_of(arrived), fresh, _time_of(record))
             await self.gate.count_unknown(conn, here, record.progress, _time_of(record))
         self.gate.save()
         watch = await connect(target, "watch", lock_timeout=LOCK_PATIENCE)

@@ -156,7 +156,8 @@ async def _stays_doubtful(link: Link, conn: AsyncConnection[TupleRow], trouble: 
     fewer rows than the stream itself has left there lately is as it should be.
     """
     assert trouble.table is not None
-    stood = link.gate.rows(trouble.table)
+    # what the statistics said when all was well may have been out of date already
+    stood = link.gate.stood(trouble.table)
     if stood is None:
         stood = trouble.rows_before
     if stood is None:

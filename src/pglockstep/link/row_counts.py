@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pglockstep.guard.counts import TableCount
+from pglockstep.guard.window import Passed
 from pglockstep.observe.state import StateDirectory, TableRows
 from pglockstep.units import Lsn
 
@@ -20,9 +21,11 @@ def remembered(state: StateDirectory, key: str) -> list[TableCount]:
             name=name,
             rows=each.rows,
             lsn=lsn if each.lsn is None else each.lsn,
+            exact=each.exact,
             filled_since=each.filled_since,
             lost=each.lost,
             lost_at=each.lost_at,
+            passed=tuple(Passed(*one) for one in each.passed),
         )
         for name, each in tables.items()
     ]
@@ -43,6 +46,8 @@ def save(state: StateDirectory, key: str, position: Lsn, counts: Iterable[TableC
             lost=each.lost,
             lost_at=each.lost_at,
             lsn=int(each.lsn) if each.lsn != position else None,
+            exact=each.exact,
+            passed=tuple((one.at, one.came, one.went) for one in each.passed),
         )
         for each in counts
     }

@@ -186,11 +186,13 @@ class _Twin(StreamGate):
                 return too_much
 
     async def _recount(self, tables: Sequence[QualifiedName], progress: Lsn, time: int) -> None:
+        stood = {name: self.before(name) or 0 for name in tables}
         if self.may_count:
             await super()._recount(tables, progress, time)
-            return
-        for name in tables:
-            self.judge.counts.seed(name, self.stood(name) or 0, progress, time)
+        for name, rows in stood.items():
+            # what it holds now may be what is left of it
+            if (self.rows(name) or 0) <= rows:
+                self.judge.counts.seed(name, rows, progress, time)
 
 
 class _Survey:

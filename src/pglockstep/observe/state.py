@@ -73,11 +73,11 @@ class LinkStatus(msgspec.Struct, kw_only=True):
 
 
 class TableRows(msgspec.Struct, frozen=True):
-    """How many `rows` a table held; None where that is unknown.
+    """How many `rows` a table held, None where that was never known; `exact`: it does so as of that LSN, too.
 
     `filled_since`: since when it has held any, in microseconds since 2000-01-01 UTC, by the source's clock; None if it holds
-    none. `lost`: how many were lost within the last window, as of `lost_at`. `lsn`: where the count is of a later LSN than the
-    others'.
+    none. `lost`: how many were lost within the last window, as of `lost_at`. `passed`: from when on how many came, and how many
+    went. `lsn`: where the count is of a later LSN than the others'.
     """
 
     rows: int | None
@@ -85,6 +85,8 @@ class TableRows(msgspec.Struct, frozen=True):
     lost: int = 0
     lsn: int | None = None
     lost_at: int | None = None
+    passed: tuple[tuple[int, int, int], ...] = ()
+    exact: bool = True
 
 
 class StateDirectory:
