@@ -49,8 +49,8 @@ class Run:
         return [decode(row) for row in self.rows] if self.rows else self._changes  # type: ignore[misc]
 
     def values(self, columns: Sequence[int]) -> list[Row] | None:
-        """The values in these columns, in the table's order, of all rows that came or went; None where that has to be decoded."""
-        if self.updated or not self.rows:
+        """The values in these columns, in the table's order, that were sent of every row; None where that has to be decoded."""
+        if not self.rows:
             return None
         return wire_values(self.rows, len(self.writer.relation.columns), columns)
 

@@ -32,6 +32,7 @@ _SAMPLES = 64
 _SHARE = 64
 _RUN = 4096
 _FOLLOWED = 16
+_FEW = 4
 
 #: So many hashes are looked at at once: a Counter of them takes some ten megabytes.
 _BUCKET = 1 << 16
@@ -117,6 +118,9 @@ class Passing:
             if tally.deleted and len(self._samples) < _SAMPLES:
                 self._samples += keys[: _SAMPLES - len(self._samples)]
             return
+        if (rows := self._updated(tally)) is not None:
+            self._note(list(map(self._key_of, rows)), rows, None)
+            return
         came: list[Row] = []
         went: list[Row] = []
         for change in tally.list_changes():
@@ -146,6 +150,12 @@ class Passing:
         if rows is None:
             return None
         return [row[0] for row in rows] if len(self.shape.key) == 1 else [*rows]
+
+    def _updated(self, tally: Tally) -> list[Row] | None:
+        """What a whole run of rows was updated to, none of which got another key; None where more has to be known of them."""
+        if tally.updated < _RUN or tally.inserted or tally.deleted or tally.values is None:
+            return None
+        return tally.values(range(len(self.shape.columns)))
 
     def lost(self) -> Lost:
         """The rows that stood before and are gone."""
@@ -225,17 +235,24 @@ class Passing:
             keys.append(key)
             news.append(new)
         self._moves.add(moved)
-        self._whole = self._whole and None not in olds
+        self._note(keys, news, olds)
+
+    def _note(self, keys: Sequence[Key], news: Sequence[Row], olds: Sequence[Row | None] | None) -> None:
+        """A run of updates; without `olds` none of them tells anything of the old row."""
+        self._whole = self._whole and olds is not None and None not in olds
         self._runs.append(array("q", map(hash, keys)))
         for column, values in enumerate(zip(*news, strict=True)):
             self._follow(column, values, olds)
 
-    def _follow(self, column: int, values: tuple[Value, ...], olds: Sequence[Row | None]) -> None:
+    def _follow(self, column: int, values: tuple[Value, ...], olds: Sequence[Row | None] | None) -> None:
         followed = self._followed[column]
         sample = Counter(values[:: max(1, len(values) // 256)])
         likely = {value for value, times in sample.items() if times > 1 or len(values) < 256}
-        for value in likely.union(followed):
-            times = values.count(value)
+        wanted = likely.union(followed)
+        # beyond a few it is cheaper to count all of them at once
+        counted = Counter(values) if len(wanted) > _FEW else None
+        for value in wanted:
+            times = values.count(value) if counted is None else counted[value]
             if value is UNCHANGED or not times:
                 continue
             if value not in followed:
@@ -244,7 +261,9 @@ class Passing:
                 followed[value] = _Followed()
             followed[value].add(
                 len(self._runs) - 1,
-                [
+                [each == value for each in values]
+                if olds is None
+                else [
                     each == value and (old is None or old[column] != value)
                     for each, old in zip(values, olds, strict=True)
                 ],

@@ -32,7 +32,8 @@ class Tally(msgspec.Struct):
 
     After a TRUNCATE (`truncated`) the counts and `changes` are those behind the last one. `changes` gives them in the
     source's order, and is called at most a few times; None where nothing was changed. `values` gives those in some columns, in
-    the table's order, of rows that all came or all went, where that is cheaper; else None.
+    the table's order, of rows that all came, all went, or all were updated with nothing said of the old ones, where that is
+    cheaper; else None.
     """
 
     shape: Shape
