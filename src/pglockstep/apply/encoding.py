@@ -44,6 +44,11 @@ def copy_text(rows: Sequence[Row]) -> bytes:
     return _escaped(rows)
 
 
+def reads_wire() -> bool:
+    """Whether what follows is done at all; else everything is decoded in the end."""
+    return _fast is not None
+
+
 def wire_text(messages: list[bytes], width: int, columns: Sequence[int]) -> bytes | None:
     """The same for the `columns` of rows that stand in messages as they were sent; None where that has to be decoded.
 

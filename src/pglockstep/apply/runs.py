@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pglockstep.apply.encoding import wire_values
+from pglockstep.apply.encoding import reads_wire, wire_values
 from pglockstep.apply.net import Change
 from pglockstep.apply.statements import Statement, TableWriter
 from pglockstep.wal.messages import Commit, Insert, Row, Update
@@ -46,7 +46,10 @@ class Run:
 
     def listed(self) -> list[Change]:
         """All of them, as messages, for somebody who only looks. Raises what `decode` raises."""
-        return [decode(row) for row in self.rows] if self.rows else self._changes  # type: ignore[misc]
+        if self.rows and reads_wire():
+            # nobody else may ever want them
+            return [decode(row) for row in self.rows]  # type: ignore[misc]
+        return self.changes
 
     def values(self, columns: Sequence[int]) -> list[Row] | None:
         """The values in these columns, in the table's order, that were sent of every row; None where that has to be decoded."""
