@@ -110,7 +110,9 @@ def _row(data: bytes, position: int) -> tuple[Row, int]:
             partial = True
             continue
         # as `_u32`, without a call for each value
-        length = data[position] << 24 | data[position + 1] << 16 | data[position + 2] << 8 | data[position + 3]
+        length = (
+            data[position] << 24 | data[position + 1] << 16 | data[position + 2] << 8 | data[position + 3]
+        )
         position += 4
         if length > size - position:
             raise _malformed(data)
