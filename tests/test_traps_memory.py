@@ -187,6 +187,7 @@ def test_a_target_that_is_away_for_long(pair: Pair, cli: Cli, record_property: R
         told(record_property, "age of the oldest WAL kept at the most, seconds", oldest)
         told(record_property, "peak MB", watched.peak)
         assert unconfirmed <= 16 << 20
+        assert watched.peak <= AT_WORK
         pair.target_server.start()
         lsn = wal_end(source)
         wait_until(lambda: watched.look() and reached(pair, lsn), 600, "the target to level")

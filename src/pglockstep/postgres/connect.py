@@ -159,7 +159,11 @@ async def connect(
         )
     except psycopg.Error as error:
         said = one_line(str(error)).removeprefix("connection failed: ")
-        raise refusal(end, said).error() from error
+        # an end may be away for days, and be tried several times a second: nothing of an attempt stays. The driver's error is in
+        # a cycle with its frames, which are looked for seldom, and holds what libpq had for the connection
+        if error.pgconn is not None:
+            error.pgconn.finish()
+        raise refusal(end, said).error() from error.with_traceback(None)
     conn.prepared_max = 1000
     lsn.register(conn)
     with answered(end, conn), translate(end):
