@@ -31,7 +31,7 @@ def test_a_connection_that_failed(pair: Pair, settings: dict[str, str]) -> None:
 
     async def attempt() -> weakref.ref[BaseException]:
         try:
-            await connect(End("target", "shop", make_conninfo(pair.target, **settings)), "test")  # type: ignore[arg-type]
+            await connect(End("target", "shop", make_conninfo(pair.target, **settings)), "test")
         except TargetError as error:
             cause = error.__cause__
             assert isinstance(cause, psycopg.OperationalError)
