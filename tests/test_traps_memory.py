@@ -17,7 +17,7 @@ from fix_servers import Cli, Connection, Pair, wait_until
 from test_run import Daemon, daemon
 from test_traps_size import Record
 
-pytestmark = [pytest.mark.unguarded, pytest.mark.unforked, pytest.mark.soak, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.unforked, pytest.mark.soak, pytest.mark.timeout(1200)]
 
 #: What the daemon and its children may hold together, in MB: at work, and idle.
 AT_WORK, IDLE = 200, 90
