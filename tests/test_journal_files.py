@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import subprocess
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -178,6 +179,39 @@ def test_a_flush_that_failed_is_never_tried_again(tmp_path: Path, monkeypatch: p
 
     asyncio.run(fail())
     assert read_back(tmp_path) == ([1], Lsn(200))
+
+
+def test_a_slow_disk_leaves_little_to_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not flushed the source keeps, and it keeps WAL, of which a message is a small part: then nothing more is taken."""
+    step = 1 << 20
+    wanted = [1 + count * step // 100 for count in range(40)]
+    flushes = threading.Event()
+    sync = Segment.sync
+
+    def slow(segment: Segment) -> None:
+        flushes.wait(10)
+        sync(segment)
+
+    async def take() -> None:
+        async with running(tmp_path, Limits()) as journal:
+
+            async def arrive() -> None:
+                for number in wanted:
+                    await journal.append(transaction(number, describe=1 if number == 1 else 0))
+                    await asyncio.sleep(0)
+
+            monkeypatch.setattr(Segment, "sync", slow)
+            arriving = asyncio.create_task(arrive())
+            while journal.position - journal.durable <= 8 * step:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            assert not arriving.done()
+            assert journal.position - journal.durable < 10 * step
+            flushes.set()
+            await arriving
+
+    asyncio.run(take())
+    assert read_back(tmp_path)[0] == wanted
 
 
 def test_a_flipped_byte_is_refused_with_its_place(tmp_path: Path) -> None:

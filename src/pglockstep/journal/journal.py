@@ -51,6 +51,10 @@ _BLOCK = 1 << 20
 _GATHER = 0.01
 _FLUSH = 0.2
 _FLUSH_BYTES = 4 << 20
+#: The same in WAL of the source, which has to keep what is not flushed here: behind so much of it what is there is flushed, and
+#: behind so much whoever appends waits. A message may stand for five times its own bytes.
+_FLUSH_WAL = 4 << 20
+_APART = 8 << 20
 #: How often it is written down how far the source is that has nothing for us, in seconds.
 _MARK_EVERY = 1.0
 #: How often a full disk is tried again and old segments are looked for, in seconds.
@@ -89,6 +93,8 @@ class Journal:
         self._flushed_at = time.monotonic()
         self._marked_at = 0.0
         self._unflushed = 0
+        #: the end of the last transaction that has arrived whole
+        self._taken = writer.end
         self._failed: Exception | None = None
         #: what is in the way of writing right now, for a person; empty if nothing is
         self.trouble = ""
@@ -141,18 +147,24 @@ class Journal:
         self.position = self.durable = lsn
 
     async def append(self, messages: Sequence[bytes]) -> None:
-        """Take messages as they arrived; waits while too much is waiting for the disk."""
+        """Take messages as they arrived; waits while too much is waiting for the disk, or to be flushed to it."""
         self.heard_at = time.monotonic()
         for chunk in self._assembly.take(messages):
             self.tail.add(chunk)
             self.position = blocks.position(chunk, self.position)
+            self._taken = blocks.position(chunk, self._taken)
         self._work.set()
         self._wake_readers()
-        while self.tail.unwritten > _PENDING and self._failed is None:
+        while (self.tail.unwritten > _PENDING or self._apart > _APART) and self._failed is None:
             self._room.clear()
             await self._room.wait()
         if self._failed is not None:
             raise self._failed
+
+    @property
+    def _apart(self) -> int:
+        """How much WAL lies between what is durable and what would be if all that has arrived were flushed."""
+        return self._taken - self.durable
 
     def heard(self, lsn: Lsn) -> None:
         """The source has nothing more to send before `lsn`; that is durable once it is written down too."""
@@ -271,7 +283,7 @@ class Journal:
         async with self.at_files() as writer:
             waiting = self.tail.waiting()
             now = time.monotonic()
-            much = self._unflushed + self.tail.unwritten >= _FLUSH_BYTES
+            much = self._unflushed + self.tail.unwritten >= _FLUSH_BYTES or self._apart >= _FLUSH_WAL
             mark = None
             if (
                 not self.in_transaction
@@ -285,11 +297,10 @@ class Journal:
             finally:
                 self._unflushed += self.tail.written(waiting)
                 self.tail.evict(tuple(self._readers), _TAIL)
-                if self.tail.unwritten <= _PENDING:
-                    self._room.set()
             if flush:
                 self._unflushed, self._flushed_at = 0, now
                 self.durable = max(self.durable, writer.end)
+            self._room.set()
 
     def _prune(self) -> None:
         if self._needed is None:
