@@ -135,6 +135,10 @@ class Waiting:
         self._end: int = wait_until(reads, what="the command to read its configuration") or 0
         self.proc = Path(f"/proc/{self.process.pid}")
         wait_until(lambda: len(list((self.proc / "fd").iterdir())) == 4, what="the file to be open")
+        # a signal that comes just before it waits would be seen only behind that
+        wait_until(
+            lambda: "S (sleeping)" in (self.proc / "status").read_text(), what="the command to wait for more"
+        )
 
     def goes_on(self) -> None:
         """Let it read a line that is wrong."""
@@ -176,7 +180,6 @@ def seen(waiting: Waiting) -> dict[str, object]:
 def test_the_same_process(ways: tuple[Cli, Cli]) -> None:
     """A child of ours, alone with its three files, its signals, its directory and its limits, as if it had been started."""
     forked, started = (Waiting(way, number) for number, way in enumerate(ways))
-    wait_until(lambda: all("S (sleeping)" in str(seen(each)) for each in (forked, started)), what="the wait")
     assert seen(forked) == seen(started)
     assert seen(forked)["PPid"] == str(os.getpid())
     for each in (forked, started):
