@@ -34,14 +34,16 @@ def sentences(check: LinkCheck) -> list[str]:
             continue
         name = QualifiedName(table.schema, table.table)
         if table.verdict == "inconclusive":
-            lines.append(f"table {name} kept changing while it was compared")
+            lines.append(f"table {name} was not compared to the end: {table.reason}")
         elif table.source_rows is None or table.target_rows is None:
             lines.append(
                 f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}"
             )
         else:
+            more = f", and not compared to the end: {table.reason}" if table.reason else ""
             lines.append(
-                f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, {table.changed} changed"
+                f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, "
+                f"{table.changed} changed{more}"
             )
     for found in check.schema_differences:
         lines.append(f"{found.kind} {_named(found.schema, found.name)} {found.difference}")

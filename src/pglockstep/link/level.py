@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from pglockstep.compare.pace import UNHURRIED, Pace
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
 from pglockstep.link import decisions, healing, identities, pinning, remembering, session, takeover
 from pglockstep.link.attempts import worth_another_try
 from pglockstep.link.drops import Drops
 from pglockstep.link.link import Link
+from pglockstep.link.matching import Alone, Beside
+from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
-from pglockstep.link.verify import LinkCheck, verify
+from pglockstep.link.verify import LinkCheck, Scope, verify
 from pglockstep.observe.incident import needs_decision
 from pglockstep.postgres.connect import translate
 from pglockstep.progress import generation
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import Holder, LinkRecord
-from pglockstep.units import Lsn
+from pglockstep.units import LAST_LSN, Lsn
 
 
 class OnceResult(msgspec.Struct, frozen=True):
@@ -83,8 +87,20 @@ async def once(link: Link) -> OnceResult:
             except IncidentOpen:
                 await decisions.settle(link, ends.target_conn, ends.target)
 
+        async def applying(work: Callable[[Outlet], Awaitable[None]]) -> None:
+            async with link.applying(ends) as pipeline:
+                running = asyncio.create_task(pipeline.run(until=LAST_LSN), name="apply")
+                try:
+                    await work(pipeline.outlet)
+                finally:
+                    pipeline.outlet.end_at(
+                        await session.emit_barrier(ends.source_conn, ends.source, record.id)
+                    )
+                    await running
+
         await advance()
-        check = await verify(link.config.name, ends, link.selection, record, advance)
+        moments = Alone(link, record, advance, applying)
+        check = await verify(link.config.name, ends, link.selection, moments, Scope(jobs=link.config.jobs))
         link.standing.remember(check)
         link.gate.save()
         with translate(ends.target):
@@ -92,7 +108,7 @@ async def once(link: Link) -> OnceResult:
         return OnceResult(check, copied_rows, transactions, changes, lsn)
 
 
-async def check(link: Link) -> LinkCheck:
+async def check(link: Link, pace: Pace = UNHURRIED) -> LinkCheck:
     """How the ends stand: beside a live holder at a barrier, else as they are. Changes nothing.
 
     Raises `IncidentOpen` while there is one: how the ends differ then is what is to be decided.
@@ -105,12 +121,14 @@ async def check(link: Link) -> LinkCheck:
         await _demand_known(link, ends, record)
         try:
             if await _holder_passed_barrier(link, ends) is not None:
-                return await _verify_beside(link, ends)
+                return await _verify_beside(link, ends, pace)
         except LinkHeld as error:
             raise Inconclusive(error.message, hint=error.hint) from error
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
-        found = await verify(link.config.name, ends, link.selection, record, None)
+        found = await verify(
+            link.config.name, ends, link.selection, None, Scope(jobs=link.config.jobs, pace=pace)
+        )
         link.standing.remember(found)
         return found
 
@@ -144,7 +162,7 @@ async def _apply_until(link: Link, ends: Ends, barrier: Lsn, *, careful: bool) -
     return pipeline
 
 
-async def _verify_beside(link: Link, ends: Ends) -> LinkCheck:
+async def _verify_beside(link: Link, ends: Ends, pace: Pace = UNHURRIED) -> LinkCheck:
     with translate(ends.target):
         record = await progress.demand(ends.target_conn)
 
@@ -155,7 +173,8 @@ async def _verify_beside(link: Link, ends: Ends) -> LinkCheck:
                 hint="the same command again compares them as they are now",
             )
 
-    found = await verify(link.config.name, ends, link.selection, record, advance)
+    scope = Scope(jobs=link.config.jobs, pace=pace)
+    found = await verify(link.config.name, ends, link.selection, Beside(link, advance), scope)
     link.standing.remember(found)
     return found
 
