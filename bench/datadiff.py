@@ -36,7 +36,7 @@ class DataDiff:
     def __init__(self, name: str, words: str, threads: int, factor: int) -> None:
         self.name = name
         numbered = "1 thread" if threads == 1 else f"{threads} threads"
-        self.title = f"data-diff {VERSION}, {words}: {numbered}, bisection factor {factor}"
+        self.title = f"data-diff {VERSION}, {words} ({numbered}, factor {factor})"
         self._threads = threads
         self._factor = factor
 
@@ -73,8 +73,8 @@ def contenders() -> list[DataDiff]:
     threads do not shorten where both cores are busy; fewer ranges are a little faster.
     """
     return [
-        DataDiff("data-diff", "as by default", 1, 32),
-        DataDiff("data-diff-tuned", "as fast as it gets", 1, 4),
+        DataDiff("data-diff", "by default", 1, 32),
+        DataDiff("data-diff-tuned", "at its best", 1, 4),
     ]
 
 

@@ -63,7 +63,8 @@ key; {size}. Both ends hold the same, and whoever takes part has to say so of ev
 all, everyone has to have found one NULL turned into '' and one number off by one. The clock runs from the start of the
 process until its end. The floor is `select count(*), sum(hashtextextended(t::text, 0))` of one table after another, at
 both ends at once: it cannot tell which row differs. `pglockstep check` compares schema and sequences as well. data-diff
-is told the tables and their columns, compares all of them in one process, and is kept from sending its statistics home.
+is told the tables and their columns, compares all of them in one process, and is kept from sending its statistics home;
+its factor is into how many ranges of keys it splits what it compares.
 """
 
 _LATENCY = """## A lone insert
@@ -203,7 +204,8 @@ def _compare(compare: Compare) -> Iterable[str]:
         for name, took in _ranked(contest)
     ]
     yield _table(["contender", "time", "rows/s", "× floor", "× data-diff", *_USAGE], rows)
-    yield "*× data-diff* compares with the faster of the two.\n"
+    if fastest:
+        yield "*× data-diff* compares with the faster of the two.\n"
     yield from _others(contest)
     yield _conditions(compare.conditions)
 

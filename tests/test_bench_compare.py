@@ -131,8 +131,8 @@ def test_what_check_writes_is_read() -> None:
 
 def test_what_data_diff_counts_is_read() -> None:
     """No row that differs is the same; anything but the counts is no answer."""
-    differ = DataDiff("data-diff", "as by default", 2, 32)
-    assert differ.title == "data-diff 0.11.2, as by default: 2 threads, bisection factor 32"
+    differ = DataDiff("data-diff", "by default", 2, 32)
+    assert differ.title == "data-diff 0.11.2, by default (2 threads, factor 32)"
     assert differ.same(['{"five": 0, "pgbench_accounts": 2}']) == {"five": True, "pgbench_accounts": False}
     with pytest.raises(ContenderFailed):
         differ.same(["Traceback"])
