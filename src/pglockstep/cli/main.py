@@ -29,6 +29,8 @@ COMMANDS = {
     "once": "Bring the target level with the source as of now, verify, exit.",
     "run": "Keep the target level with the source: the daemon, in the foreground.",
     "check": "Are the ends identical? Changes nothing.",
+    "diff": "The rows that differ. Changes nothing.",
+    "repair": "Put just the rows that differ right: a plan first, then --apply.",
     "status": "Every link at a glance.",
     "incidents": "What the guard stopped, and the decision.",
     "guard": "Announce a purge before it happens.",

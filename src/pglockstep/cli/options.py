@@ -125,6 +125,27 @@ def links(command: F) -> F:
     return click.argument("links", nargs=-1, metavar="[LINK]...")(command)
 
 
+def tables(command: F) -> F:
+    """Add ``--table``, which may be given several times."""
+    return click.option(
+        "--table",
+        "tables",
+        multiple=True,
+        metavar="TABLE",
+        help="Only this table, written as in SQL: public.orders, 'public.\"Orders\"'. May be repeated.",
+    )(command)
+
+
+def where(command: F) -> F:
+    """Add ``--where``."""
+    return click.option(
+        "--where",
+        default="",
+        metavar="SQL",
+        help="Only rows of which this condition is true on the end in question.",
+    )(command)
+
+
 def table(text: str, where: str = "") -> QualifiedName:
     """A table as it was typed, in SQL's own spelling; raises `UsageProblem`, which begins with `where`."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pglockstep.compare.verdict import TableResult, Verdict
 from pglockstep.errors import EXIT_DIFFERS, EXIT_INCONCLUSIVE, EXIT_OK
 from pglockstep.link.verify import LinkCheck
 from pglockstep.postgres.names import QualifiedName
@@ -15,8 +16,13 @@ _SHOWN = 20
 
 
 def exit_code(check: LinkCheck) -> int:
+    """The exit code of a check."""
+    return exit_code_of(check.verdict)
+
+
+def exit_code_of(verdict: Verdict) -> int:
     """The exit code of a verdict."""
-    return _EXIT[check.verdict]
+    return _EXIT[verdict]
 
 
 def document(check: LinkCheck) -> dict[str, object]:
@@ -32,19 +38,7 @@ def sentences(check: LinkCheck) -> list[str]:
     for table in check.tables:
         if table.verdict == "identical":
             continue
-        name = QualifiedName(table.schema, table.table)
-        if table.verdict == "inconclusive":
-            lines.append(f"table {name} was not compared to the end: {table.reason}")
-        elif table.source_rows is None or table.target_rows is None:
-            lines.append(
-                f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}"
-            )
-        else:
-            more = f", and not compared to the end: {table.reason}" if table.reason else ""
-            lines.append(
-                f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, "
-                f"{table.changed} changed{more}"
-            )
+        lines.append(table_sentence(table))
     for found in check.schema_differences:
         lines.append(f"{found.kind} {_named(found.schema, found.name)} {found.difference}")
     for late in check.sequences_behind:
@@ -57,6 +51,17 @@ def sentences(check: LinkCheck) -> list[str]:
         shown.append(f"  … and {len(lines) - _SHOWN} more; --json has them all")
     notes = [f"  note: {what} does not follow by itself" for what in check.not_streamed]
     return [summary, *shown, *notes]
+
+
+def table_sentence(table: TableResult) -> str:
+    """What was found of a table that is not identical."""
+    name = QualifiedName(table.schema, table.table)
+    if table.verdict == "inconclusive":
+        return f"table {name} was not compared to the end: {table.reason}"
+    if table.source_rows is None or table.target_rows is None:
+        return f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}"
+    more = f", and not compared to the end: {table.reason}" if table.reason else ""
+    return f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, {table.changed} changed{more}"
 
 
 def _named(schema: str, name: str) -> str:

@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.compare.pairing import Pairing, RowKey
 from pglockstep.compare.ranges import WHOLE, Key, Range, Size
-from pglockstep.compare.suspects import Seen
+from pglockstep.compare.suspects import Says, Seen
 from pglockstep.errors import Inconclusive, LockstepError, UsageProblem, one_line
 from pglockstep.postgres.connect import End, is_gone, translate, translated
 from pglockstep.postgres.moments import holds, use_snapshot
@@ -32,6 +32,13 @@ class Sums(msgspec.Struct, frozen=True):
     rows: int = 0
     sum0: int = 0
     sum1: int = 0
+
+
+class RowValues(msgspec.Struct, frozen=True):
+    """A row: two hashes of what it says, and the texts of the columns that are compared, in their order."""
+
+    says: Says
+    texts: tuple[str | None, ...]
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -114,6 +121,40 @@ class Reader:
         )
         return self._reading(await self._fetch(query, [list(each) for each in zip(*keys, strict=True)]))
 
+    async def values_of(self, keys: Sequence[RowKey]) -> Mapping[RowKey, RowValues]:
+        """What the rows of these keys say, as far as they are there; of equal rows without a key, one."""
+        if not keys:
+            return {}
+        names = [sql.Identifier(f"value{n}") for n in range(len(self._pairing.columns))]
+        # what its type writes, whatever cast to text a user has defined
+        texts = [
+            sql.SQL("CASE WHEN {0} IS NOT NULL THEN concat({0}) END AS {1}").format(
+                sql.SQL("t.{}").format(sql.Identifier(column)), name
+            )
+            for column, name in zip(self._pairing.columns, names, strict=True)
+        ]
+        known_by: list[sql.Composable] = [text_hash(_ROW, seed) for seed in SEEDS]
+        if self._key:
+            rows = self._texts(self._filter(), keyed=True, join=self._join(), more=texts)
+            keys_of = [sql.SQL("{}::text").format(_key_name(n)) for n in range(len(self._key))]
+            query = sql.SQL("SELECT {} FROM ({}) AS r").format(_listed([*keys_of, *known_by, *names]), rows)
+            values: list[object] = [list(each) for each in zip(*keys, strict=True)]
+        else:
+            query = sql.SQL(
+                "SELECT DISTINCT ON (1, 2) {} FROM ({}) AS r WHERE {} = ANY ($1::bigint[])"
+            ).format(
+                _listed([*known_by, *names]), self._texts(self._filter(), keyed=True, more=texts), known_by[0]
+            )
+            values = [[each[0] for each in keys]]
+        width, wanted = len(self._key), set(keys)
+        found = {}
+        for row in await self._fetch(query, values):
+            says = row[width : width + 2]
+            key = row[:width] or says
+            if key in wanted:
+                found[key] = RowValues(says, row[width + 2 :])
+        return found
+
     async def rows_as_of(self, snapshot: str, keys: Sequence[RowKey]) -> Mapping[RowKey, Seen] | None:
         """As `rows_of`, as a snapshot shows them; None if the table was truncated or rewritten since."""
         conn = self._place.conn
@@ -171,9 +212,14 @@ class Reader:
     # --- the parts of statements --------------------------------------------------------------------------
 
     def _texts(
-        self, conditions: Sequence[sql.Composable], *, keyed: bool = False, join: sql.Composable | None = None
+        self,
+        conditions: Sequence[sql.Composable],
+        *,
+        keyed: bool = False,
+        join: sql.Composable | None = None,
+        more: Sequence[sql.Composable] = (),
     ) -> sql.Composed:
-        """A query for the text of each row, and what it is known by."""
+        """A query for the text of each row, and what it is known by; and for `more`."""
         columns: list[sql.Composable] = [
             sql.SQL("{} AS {}").format(self._pairing.content.text(self._place.encoding), _ROW)
         ]
@@ -185,6 +231,7 @@ class Reader:
             if self._key:
                 text = row_text(self._pairing.key, self._place.encoding)
                 columns.append(sql.SQL('{} AS "key"').format(text))
+        columns += more
         where = sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
         # OFFSET 0 keeps the planner from computing a text anew for each use of it
         return sql.SQL("SELECT {} FROM ONLY {} AS t{}{} OFFSET 0").format(

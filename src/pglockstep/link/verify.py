@@ -24,7 +24,8 @@ from pglockstep.compare.verdict import TableResult, Verdict, link_verdict
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import owned_sequences
-from pglockstep.errors import Inconclusive, first_of
+from pglockstep.errors import Inconclusive, UsageProblem, first_of
+from pglockstep.findings import listed
 from pglockstep.guard import questions
 from pglockstep.link.session import source_position
 from pglockstep.postgres import catalog, sequences
@@ -119,10 +120,9 @@ async def compared(ends: Ends, selection: Selection, moments: Moments | None, sc
     tables: list[dict[QualifiedName, Table]] = []
     for end, conn in zip(ends.both, (ends.source_conn, ends.target_conn), strict=True):
         with translate(end):
-            tables.append(
-                {each.name: each for each in await catalog.tables(conn) if _is_in(scope, selection, each)}
-            )
-    there, here = tables
+            tables.append({t.name: t for t in await catalog.tables(conn) if selection.carries(*t.name)})
+    _demand_carried(scope.tables, tables[0].keys() | tables[1].keys())
+    there, here = ({name: each[name] for name in scope.tables or each if name in each} for each in tables)
     encodings = [
         conn.info.parameter_status("server_encoding") or "UTF8"
         for conn in (ends.source_conn, ends.target_conn)
@@ -149,8 +149,17 @@ async def compared(ends: Ends, selection: Selection, moments: Moments | None, sc
     return [found[name] for name in sorted(found)]
 
 
-def _is_in(scope: Scope, selection: Selection, table: Table) -> bool:
-    return selection.carries(*table.name) and (not scope.tables or table.name in scope.tables)
+def _demand_carried(wanted: Iterable[QualifiedName], carried: Collection[QualifiedName]) -> None:
+    """Raise `UsageProblem` for a table that the link does not carry."""
+    for name in sorted(wanted):
+        if name not in carried:
+            close = sorted(each for each in carried if each.name.lower() == name.name.lower())
+            raise UsageProblem(
+                f"the link carries no table {name} that holds rows",
+                hint=f"did you mean {listed(close)}?"
+                if close
+                else "a partitioned table is named by its partitions",
+            )
 
 
 async def _on_one_end(ends: Ends, source: Table | None, target: Table | None) -> Compared:
