@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,8 @@ import psycopg
 import pytest
 
 from fix_pgbench import Pgbench
-from fix_servers import Cli, Pair, on_all_pairs, wait_until
+from fix_servers import Cli, Connection, Pair, on_all_pairs, wait_until
+from fix_workload import writing
 from test_run import daemon
 
 pytestmark = pytest.mark.unguarded
@@ -25,29 +25,48 @@ CREATE TABLE queue (id bigserial PRIMARY KEY, v text);
 CREATE TABLE quiet (id int PRIMARY KEY, v text); INSERT INTO quiet SELECT n, 'v' FROM generate_series(1, 500) AS n;
 """
 
+LARGE = """
+CREATE TABLE large (id int PRIMARY KEY, v text);
+INSERT INTO large SELECT n, repeat('x', 500) FROM generate_series(1, 200000) AS n;
+"""
+
 
 @contextmanager
 def hammer(conninfo: str) -> Iterator[None]:
     """Rows that never stand still, with a key and without one, and a queue that is never twice the same."""
-    stop = threading.Event()
 
-    def write(number: int) -> None:
-        with psycopg.connect(conninfo, autocommit=True) as conn:
-            while not stop.is_set():
-                conn.execute("UPDATE hot SET n = n + 1 WHERE id = %s", [number])
-                conn.execute("UPDATE bare SET n = n + 1 WHERE id = %s", [number])
-                conn.execute("INSERT INTO queue (v) VALUES ('job')")
-                conn.execute("DELETE FROM queue WHERE id < (SELECT max(id) - 20 FROM queue)")
+    def work(conn: Connection, number: int) -> None:
+        conn.execute("UPDATE hot SET n = n + 1 WHERE id = %s", [number + 1])
+        conn.execute("UPDATE bare SET n = n + 1 WHERE id = %s", [number + 1])
+        conn.execute("INSERT INTO queue (v) VALUES ('job')")
+        conn.execute("DELETE FROM queue WHERE id < (SELECT max(id) - 20 FROM queue)")
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in (1, 2)]
-    for thread in threads:
-        thread.start()
-    try:
+    with writing(work, conninfo, 2, 0):
         yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+
+
+@contextmanager
+def meddling(conninfo: str, function: str) -> Iterator[None]:
+    """Call this function on whoever reads table `large` there to compare it, until it has met one."""
+    query = (
+        f"SELECT {function}(pid) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
+        "AND application_name LIKE 'pglockstep compare%' AND query LIKE '%hashtextextended%large%'"
+    )
+    met = threading.Event()
+
+    def work(conn: Connection, _: int) -> None:
+        if not met.is_set() and conn.execute(query.encode()).rowcount:
+            met.set()
+
+    with writing(work, conninfo, 1, 0):
+        yield
+    assert met.is_set()
+
+
+def copied(cli: Cli, pair: Pair, schema: str) -> None:
+    pair.on_source().execute(schema.encode())
+    done = cli("once", "--source", pair.source, "--target", pair.target)
+    assert done.returncode == 0, done.stderr
 
 
 def checked(cli: Cli, pair: Pair, code: int = 0, *more: str) -> dict[str, Any]:
@@ -121,9 +140,7 @@ def test_what_cannot_be_seen_at_one_moment_is_inconclusive(pair: Pair, cli: Cli)
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_locked_table_is_inconclusive(pair: Pair, cli: Cli, side: str) -> None:
     """Whoever holds a lock is not waited for without end, and the other tables are compared all the same."""
-    pair.on_source().execute(HOT.encode())
-    done = cli("once", "--source", pair.source, "--target", pair.target)
-    assert done.returncode == 0, done.stderr
+    copied(cli, pair, HOT)
     settings = cli.directory / "pglockstep.toml"
     settings.write_text(
         f"[links.main]\nsource = {json.dumps(pair.source)}\ntarget = {json.dumps(pair.target)}\nlock_timeout = '300ms'\n"
@@ -139,39 +156,16 @@ def test_a_locked_table_is_inconclusive(pair: Pair, cli: Cli, side: str) -> None
 
 def test_a_statement_that_is_cancelled_proves_nothing(pair: Pair, cli: Cli) -> None:
     """An administrator's pg_cancel_backend ends the comparison of that table, with the reason."""
-    source = pair.on_source()
-    source.execute("CREATE TABLE large (id int PRIMARY KEY, v text)")
-    source.execute("INSERT INTO large SELECT n, repeat('x', 500) FROM generate_series(1, 200000) AS n")
-    done = cli("once", "--source", pair.source, "--target", pair.target)
-    assert done.returncode == 0, done.stderr
-    cancelled = threading.Event()
-
-    def cancel() -> None:
-        query = (
-            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND application_name LIKE 'pglockstep compare%' AND state = 'active' AND query LIKE '%hashtextextended%large%'"
-        )
-        with psycopg.connect(pair.target, autocommit=True) as conn:
-            end = time.monotonic() + 30
-            while time.monotonic() < end:
-                if conn.execute(query.encode()).rowcount:
-                    cancelled.set()
-                    return
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    done = cli("check", "--source", pair.source, "--target", pair.target)
-    thread.join()
-    assert cancelled.is_set()
+    copied(cli, pair, LARGE)
+    with meddling(pair.target, "pg_cancel_backend"):
+        done = cli("check", "--source", pair.source, "--target", pair.target)
     assert done.returncode == 7, done.stdout + done.stderr
     assert "a statement was cancelled on the target" in done.stdout
 
 
 def test_a_table_dropped_while_it_is_compared_is_never_identical(pair: Pair, cli: Cli) -> None:
     """Whatever moment it goes at: different, inconclusive or an error, and never identical."""
-    pair.on_source().execute(HOT.encode())
-    done = cli("once", "--source", pair.source, "--target", pair.target)
-    assert done.returncode == 0, done.stderr
+    copied(cli, pair, HOT)
     for pause in (0.0, 0.1, 0.2, 0.4):
         pair.on_target().execute("CREATE TABLE IF NOT EXISTS quiet (id int PRIMARY KEY, v text)")
         drop = threading.Timer(pause, lambda: pair.on_target().execute("DROP TABLE quiet"))
@@ -188,30 +182,9 @@ def test_a_table_dropped_while_it_is_compared_is_never_identical(pair: Pair, cli
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_server_that_stops_is_an_error(pair: Pair, cli: Cli, side: str) -> None:
     """Sessions that are ended in the middle: the end's own exit code, and nothing is called identical."""
-    source = pair.on_source()
-    source.execute("CREATE TABLE large (id int PRIMARY KEY, v text)")
-    source.execute("INSERT INTO large SELECT n, repeat('x', 500) FROM generate_series(1, 200000) AS n")
-    done = cli("once", "--source", pair.source, "--target", pair.target)
-    assert done.returncode == 0, done.stderr
-    ended = threading.Event()
-
-    def end_them() -> None:
-        query = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND application_name LIKE 'pglockstep compare%' AND state = 'active' AND query LIKE '%hashtextextended%large%'"
-        )
-        with psycopg.connect(pair.source if side == "source" else pair.target, autocommit=True) as conn:
-            end = time.monotonic() + 30
-            while time.monotonic() < end:
-                if conn.execute(query.encode()).rowcount:
-                    ended.set()
-                    return
-
-    thread = threading.Thread(target=end_them)
-    thread.start()
-    done = cli("check", "--source", pair.source, "--target", pair.target)
-    thread.join()
-    assert ended.is_set()
+    copied(cli, pair, LARGE)
+    with meddling(pair.source if side == "source" else pair.target, "pg_terminate_backend"):
+        done = cli("check", "--source", pair.source, "--target", pair.target)
     assert done.returncode == (4 if side == "source" else 5), done.stdout + done.stderr
     assert f"the {side} went away" in done.stderr
 

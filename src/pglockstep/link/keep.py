@@ -44,6 +44,7 @@ from pglockstep.link import (
     pinning,
     resync,
     retention,
+    rolling,
     session,
     takeover,
     unpublished,
@@ -164,6 +165,7 @@ class Keeper:
                     tasks.create_task(self._watch.run(), name="watch")
                     tasks.create_task(resync.look(link, self._at_work), name="requests")
                     tasks.create_task(matching.serve(link, record, self._at_work), name="moments")
+                    tasks.create_task(rolling.verify(link, record, self._at_work), name="verify")
                     while True:
                         self._note()
                         await asyncio.sleep(_REPORT_EVERY)

@@ -6,7 +6,6 @@ The end that is to be written to is the *receiver*, the other the *giver*.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -66,7 +65,6 @@ class Plan(msgspec.Struct, frozen=True):
     receiver: Side
     tables: list[TablePlan]
     left: list[tuple[QualifiedName, str]]
-    made_at: datetime
 
     @property
     def rows(self) -> int:
@@ -91,7 +89,7 @@ async def plan(link: Link, scope: Scope, direction: Direction) -> Plan:
                     tables.append(
                         await _planned(link, level.ends, conn, sessions, each, receiver, scope.proven)
                     )
-    return Plan(link.config.name, receiver, tables, left, datetime.now(UTC))
+    return Plan(link.config.name, receiver, tables, left)
 
 
 def _unrepairable(found: Compared, receiver: Side) -> str:
