@@ -1,4 +1,4 @@
-"""A daemon verifies its tables again and again: drift that no watch has seen is found and healed, and nothing else is called drift."""
+"""A daemon verifies its tables again and again: drift that no watch has seen is healed, and nothing else is called drift."""
 
 from __future__ import annotations
 

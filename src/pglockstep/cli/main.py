@@ -69,7 +69,12 @@ class Commands(click.Group):
 
 @click.command(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        # an option of one command's own is PGLOCKSTEP_COMMAND_OPTION; those of all commands name theirs
+        "auto_envvar_prefix": "PGLOCKSTEP",
+    },
     help="Keeps two PostgreSQL databases in lockstep: committed there, visible here, exactly once.",
 )
 @click.version_option(f"{__version__} ({form()})", prog_name="pglockstep")

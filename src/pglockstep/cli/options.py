@@ -17,6 +17,7 @@ from pglockstep.config.unbuilt import refuse_unbuilt
 from pglockstep.config.values import parse_table_name
 from pglockstep.errors import ConfigError, UsageProblem
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import ByteSize
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -144,6 +145,14 @@ def where(command: F) -> F:
         metavar="SQL",
         help="Only rows of which this condition is true on the end in question.",
     )(command)
+
+
+def size(text: str, where: str = "") -> int:
+    """A number of bytes as it was typed; raises `UsageProblem`, which begins with `where`."""
+    try:
+        return ByteSize.parse(text)
+    except ValueError as error:
+        raise UsageProblem(f"{where}{error}", hint="for instance 10MB") from None
 
 
 def table(text: str, where: str = "") -> QualifiedName:

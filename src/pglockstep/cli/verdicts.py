@@ -33,7 +33,8 @@ def document(check: LinkCheck) -> dict[str, object]:
 def sentences(check: LinkCheck) -> list[str]:
     """The verdict for a person: the conclusion first, then what differs."""
     rows = sum(table.source_rows or 0 for table in check.tables)
-    summary = f"{check.name}: {check.verdict}: {len(check.tables)} tables, {rows} rows, compared in {check.seconds:.1f} s"
+    how = "compared by value" if check.tier == "fast" else "compared"
+    summary = f"{check.name}: {check.verdict}: {len(check.tables)} tables, {rows} rows, {how} in {check.seconds:.1f} s"
     lines: list[str] = []
     for table in check.tables:
         if table.verdict == "identical":

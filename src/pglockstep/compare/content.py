@@ -68,6 +68,13 @@ class Content(msgspec.Struct, frozen=True):
             parts.append(row_text(self.quoted, "UTF8"))
         return utf8(sql.SQL("concat_ws('|', {})").format(sql.SQL(", ").join(parts)), encoding)
 
+    def record(self) -> sql.Composed:
+        """The SQL of a row as a record, whose hash is that of its values: what its types call equal says the same in it."""
+        parts: list[sql.Composable] = [sql.Identifier(each) for each in (*self.plain, *self.texts)]
+        if self.quoted:
+            parts.append(sql.SQL('{} COLLATE "C"').format(row_text(self.quoted, "UTF8")))
+        return sql.SQL("ROW({})").format(sql.SQL(", ").join(parts))
+
 
 def kind_of(column: Column) -> str:
     """How a column is written: the name of one of `Content`'s fields."""

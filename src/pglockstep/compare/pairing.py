@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from pglockstep.compare.content import Content
+from pglockstep.compare.content import Content, base_name
 from pglockstep.errors import Side
 from pglockstep.postgres.catalog import Column, Table
 
@@ -19,7 +19,8 @@ Kind = Literal["missing", "extra", "changed"]
 class Pairing(msgspec.Struct, frozen=True):
     """Two tables of one name; `key` is the primary key that both have, in the source's order, or empty.
 
-    `where`: only rows of which this SQL is true.
+    `where`: only rows of which this SQL is true. `fast`: rows are the same where their values are, as the types see it; what
+    differs then is compared exactly.
     """
 
     source: Table
@@ -28,9 +29,12 @@ class Pairing(msgspec.Struct, frozen=True):
     key: tuple[str, ...]
     content: Content
     where: str = ""
+    fast: bool = False
 
     @classmethod
-    def of(cls, source: Table, target: Table, encodings: Sequence[str], where: str = "") -> Pairing:
+    def of(
+        cls, source: Table, target: Table, encodings: Sequence[str], where: str = "", *, fast: bool = False
+    ) -> Pairing:
         """The pairing of two tables of databases with these `encodings`."""
         columns = comparable_columns(source, target)
         same = set(source.primary_key) == set(target.primary_key)
@@ -42,6 +46,7 @@ class Pairing(msgspec.Struct, frozen=True):
             source.primary_key if same else (),
             Content.of(source, target, columns, measured=measured),
             where,
+            fast and encodings[0] == encodings[1] and _alike(source, target, columns),
         )
 
     def at(self, side: Side) -> Table:
@@ -62,6 +67,12 @@ class RowDifference(msgspec.Struct, frozen=True):
     copies: int = 1
     source: tuple[int, ...] | None = None
     target: tuple[int, ...] | None = None
+
+
+def _alike(source: Table, target: Table, columns: Sequence[str]) -> bool:
+    """Whether these columns are of the same types on both ends, whose hashes then mean the same."""
+    here, there = ({each.name: base_name(each) for each in table.columns} for table in (source, target))
+    return all(here[name] == there[name] for name in columns)
 
 
 def comparable_columns(source: Table, target: Table) -> tuple[str, ...]:

@@ -87,6 +87,15 @@ class Reader:
         [row] = await self._fetch(query)
         return _sums(row)
 
+    async def sums_of_values(self, within: Range = WHOLE) -> Sums:
+        """As `sums`, of the rows' values: quicker, and the same for what the types call equal."""
+        rows = sql.SQL('SELECT {} AS "row" FROM ONLY {} AS t{} OFFSET 0').format(
+            self._pairing.content.record(), self._table.name.sql(), _where(self._in(within))
+        )
+        hashes = [sql.SQL("hash_record_extended({}, {})").format(_ROW, sql.Literal(seed)) for seed in SEEDS]
+        [row] = await self._fetch(sql.SQL("SELECT {} FROM ({}) AS r").format(_summed(*hashes), rows))
+        return _sums(row)
+
     async def parts(self, within: Range, parts: int) -> Mapping[int, Sums]:
         """The sums of each of `parts` parts of a range, a power of two; rows go by a hash of what they are known by."""
         query = sql.SQL('SELECT {} AS "part", {} FROM ({}) AS r GROUP BY "part"').format(
@@ -232,10 +241,9 @@ class Reader:
                 text = row_text(self._pairing.key, self._place.encoding)
                 columns.append(sql.SQL('{} AS "key"').format(text))
         columns += more
-        where = sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
         # OFFSET 0 keeps the planner from computing a text anew for each use of it
         return sql.SQL("SELECT {} FROM ONLY {} AS t{}{} OFFSET 0").format(
-            _listed(columns), self._table.name.sql(), join or sql.SQL(""), where
+            _listed(columns), self._table.name.sql(), join or sql.SQL(""), _where(conditions)
         )
 
     def _filter(self) -> list[sql.Composable]:
@@ -334,9 +342,16 @@ _ALTERED = (
     psycopg.errors.WrongObjectType,
 )
 
-_SUMS = sql.SQL("count(*), coalesce(sum({}), 0)::text, coalesce(sum({}), 0)::text").format(
-    text_hash(_ROW, SEEDS[0]), text_hash(_ROW, SEEDS[1])
-)
+
+def _summed(hash0: sql.Composable, hash1: sql.Composable) -> sql.Composed:
+    return sql.SQL("count(*), coalesce(sum({}), 0)::text, coalesce(sum({}), 0)::text").format(hash0, hash1)
+
+
+_SUMS = _summed(text_hash(_ROW, SEEDS[0]), text_hash(_ROW, SEEDS[1]))
+
+
+def _where(conditions: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
 
 
 def _sums(row: TupleRow) -> Sums:

@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 
-from pglockstep.compare.pace import UNHURRIED, Pace
+from pglockstep.compare.pace import Pace
 from pglockstep.compare.table import Moments
 from pglockstep.copy.ends import Ends
 from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld, TargetLacks
@@ -30,7 +31,7 @@ from pglockstep.postgres.connect import translate
 from pglockstep.progress import generation
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import Holder, LinkRecord
-from pglockstep.units import LAST_LSN, Lsn
+from pglockstep.units import LAST_LSN, Lsn, human_bytes
 
 
 class OnceResult(msgspec.Struct, frozen=True):
@@ -41,6 +42,21 @@ class OnceResult(msgspec.Struct, frozen=True):
     applied_transactions: int
     applied_changes: int
     lsn: Lsn
+
+
+class Effort(msgspec.Struct, frozen=True):
+    """How much a comparison may ask of the servers.
+
+    `pace`: for so much of the time it works. `max_lag`: it waits while the target is more than so many bytes of WAL behind.
+    `fast`: rows are compared by their values.
+    """
+
+    pace: float = 1.0
+    max_lag: int | None = None
+    fast: bool = False
+
+
+FULL = Effort()
 
 
 class Level(msgspec.Struct):
@@ -146,16 +162,37 @@ async def _demand_copied(link: Link, ends: Ends) -> None:
         )
 
 
-async def check(link: Link, pace: Pace = UNHURRIED) -> LinkCheck:
+async def check(link: Link, effort: Effort = FULL) -> LinkCheck:
     """How the ends stand: beside a live holder at a barrier, else as they are. Changes nothing.
 
     Raises `IncidentOpen` while there is one: how the ends differ then is what is to be decided.
     """
     async with as_it_is(link, "check") as (ends, moments):
-        scope = Scope(jobs=link.config.jobs, pace=pace)
+        pace = Pace(
+            effort.pace, None if moments is None else partial(_not_behind, link, ends, effort.max_lag)
+        )
+        scope = Scope(jobs=link.config.jobs, pace=pace, fast=effort.fast)
         found = await verify(link.config.name, ends, link.selection, moments, scope)
         link.standing.remember(found)
         return found
+
+
+async def _not_behind(link: Link, ends: Ends, most: int | None) -> None:
+    """Return once the target is no more than so many bytes of WAL behind."""
+    end = time.monotonic() + 10 * link.config.silence_timeout
+    while most is not None:
+        with translate(ends.target):
+            record = await progress.demand(ends.target_conn)
+        with translate(ends.source):
+            behind = await session.source_position(ends.source_conn) - (record.progress or 0)
+        if behind <= most:
+            return
+        if time.monotonic() > end:
+            raise Inconclusive(
+                f"the target stayed more than {human_bytes(most)} behind for {10 * link.config.silence_timeout:.0f} s",
+                hint="pglockstep status shows how far; a larger --max-lag compares all the same",
+            )
+        await asyncio.sleep(0.2)
 
 
 @asynccontextmanager

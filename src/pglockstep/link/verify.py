@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
@@ -41,8 +42,8 @@ _ROUNDS = 6
 class Scope(msgspec.Struct, frozen=True):
     """What is compared: these `tables`, or all that the link carries if there are none; rows of which `where` is true.
 
-    With either, nothing but rows is compared. So many rows of a table that differ are `proven` and kept. `jobs` tables or
-    chunks are read at once, at this `pace`.
+    So many rows of a table that differ are `proven` and kept. `jobs` tables or chunks are read at once, at this `pace`. `fast`:
+    by values, as `Pairing` says.
     """
 
     tables: Collection[QualifiedName] = frozenset()
@@ -50,15 +51,14 @@ class Scope(msgspec.Struct, frozen=True):
     proven: int = PROVEN
     jobs: int = 2
     pace: Pace = UNHURRIED
-
-    @property
-    def rows_only(self) -> bool:
-        """Whether schema and sequences are left out."""
-        return bool(self.tables or self.where)
+    fast: bool = False
 
 
 class LinkCheck(msgspec.Struct, frozen=True):
-    """How one link's ends stood at `checked_at`; lag is None where the link was never copied."""
+    """How one link's ends stood at `checked_at`; lag is None where the link was never copied.
+
+    `tier`: in the fast one what is identical is so by its values: 1.0 and 1.00 are one, and so are 0 and -0.
+    """
 
     name: str
     verdict: Verdict
@@ -70,6 +70,7 @@ class LinkCheck(msgspec.Struct, frozen=True):
     not_streamed: list[str]
     checked_at: datetime
     seconds: float
+    tier: Literal["exact", "fast"] = "exact"
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -112,6 +113,7 @@ async def verify(
         not_streamed=await _not_streamed(ends, selection, source_tables.values()),
         checked_at=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
+        tier="fast" if scope.fast else "exact",
     )
 
 
@@ -136,7 +138,7 @@ async def compared(ends: Ends, selection: Selection, moments: Moments | None, sc
             if source is None or target is None:
                 found[name] = await _on_one_end(ends, source, target)
             else:
-                pairing = Pairing.of(source, target, encodings, scope.where)
+                pairing = Pairing.of(source, target, encodings, scope.where, fast=scope.fast)
                 found[name] = await _of_both(pairing, sessions, moments, scope.proven)
 
     async with Sessions(ends.both, scope.jobs, scope.pace) as sessions:
