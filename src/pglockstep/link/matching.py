@@ -24,7 +24,7 @@ from pglockstep.compare.table import Matched
 from pglockstep.errors import EndError, Inconclusive, LockstepError
 from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
-from pglockstep.link.session import emit_barrier
+from pglockstep.link.session import emit_barrier, source_position
 from pglockstep.observe.requests import MomentWanted, Requests
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.moments import create_slot
@@ -178,12 +178,15 @@ async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitS
     async def look() -> None:
         names[1] = await _exported(here, target)
 
+    with translate(source):
+        start = await source_position(there)
     try:
-        await outlet.cut(moment, look)
+        await outlet.cut(start, moment, look)
     except TimeoutError:
-        said = "a large transaction on its way" if names[0] else "transactions that are open on the source"
         raise Inconclusive(
-            f"the ends could not be seen at one moment: within a second the target was not there, for {said}"
+            "the target did not come to the moment that the source was seen at"
+            if names[0]
+            else "the source could not be seen at one moment within a second, for transactions that are open there"
         ) from None
     return Matched(*names)
 
