@@ -105,12 +105,16 @@ class Reader:
 
     async def rows(self, within: Range, parts: int, chosen: Sequence[int]) -> Mapping[RowKey, Seen]:
         """The rows of the `chosen` parts of a range."""
-        query = self._seen(
-            sql.SQL("FROM ({}) AS r WHERE {} = ANY ($1::bigint[])").format(
+        if self._key:
+            # so no text is made of rows that are not asked for
+            part = text_hash(row_text(self._pairing.key, self._place.encoding), SEEDS[1])
+            mine = sql.SQL("({} & {}) = ANY ($1::bigint[])").format(part, sql.Literal(parts - 1))
+            source = sql.SQL("FROM ({}) AS r").format(self._texts([*self._in(within), mine], keyed=True))
+        else:
+            source = sql.SQL("FROM ({}) AS r WHERE {} = ANY ($1::bigint[])").format(
                 self._texts(self._in(within), keyed=True), self._part(parts)
             )
-        )
-        return self._reading(await self._fetch(query, [list(chosen)]))
+        return self._reading(await self._fetch(self._seen(source), [list(chosen)]))
 
     async def rows_of(self, keys: Sequence[RowKey]) -> Mapping[RowKey, Seen]:
         """The rows of these keys, as far as they are there."""

@@ -29,7 +29,7 @@ from pglockstep.errors import LockstepError, Side, SourceLacks, TargetLacks
 from pglockstep.findings import listed
 from pglockstep.guard import watch
 from pglockstep.link.diff import values
-from pglockstep.link.level import levelled
+from pglockstep.link.level import Level, levelled
 from pglockstep.link.link import Link
 from pglockstep.link.repair_plan import Plan, TablePlan, demand_allowed, portions
 from pglockstep.link.verify import Scope, compared
@@ -64,17 +64,22 @@ async def apply(link: Link, plan: Plan, undo: Path) -> Repaired:
 
     `undo` is a directory for the file that takes it back. Raises `TooMuchLost`, and the ends' errors, with nothing changed.
     """
-    demand_allowed(plan)
-    scope = Scope(tables=frozenset(table.name for table in plan.tables), jobs=link.config.jobs)
     async with levelled(link, "repair", copies=False) as level:
-        written = await _write(level.ends, plan, undo)
-        for table in plan.tables:
-            for allowance, rows in table.allowed.items():
-                link.incidents.use(allowance, rows)
-        # what was repaired beside the stream is counted anew when it matters
-        link.gate.forget([table.name for table in plan.tables])
-        await level.moments.advance()
-        now = await compared(level.ends, link.selection, level.moments, scope)
+        return await apply_at(level, link, plan, undo)
+
+
+async def apply_at(level: Level, link: Link, plan: Plan, undo: Path) -> Repaired:
+    """As `apply`, with both ends at one point already."""
+    demand_allowed(plan)
+    written = await _write(level.ends, plan, undo)
+    for table in plan.tables:
+        for allowance, rows in table.allowed.items():
+            link.incidents.use(allowance, rows)
+    # what was repaired beside the stream is counted anew when it matters
+    link.gate.forget([table.name for table in plan.tables])
+    await level.moments.advance()
+    scope = Scope(tables=frozenset(table.name for table in plan.tables), jobs=link.config.jobs)
+    now = await compared(level.ends, link.selection, level.moments, scope)
     done, left = {}, {}
     for table in plan.tables:
         keys = written.done[table.name]

@@ -22,7 +22,7 @@ from pglockstep.guard import questions
 from pglockstep.guard.differences import TooMuch, Turned, too_much
 from pglockstep.link.balance import may_go
 from pglockstep.link.diff import values
-from pglockstep.link.level import levelled
+from pglockstep.link.level import Level, levelled
 from pglockstep.link.link import Link
 from pglockstep.link.verify import Compared, Scope, compared
 from pglockstep.postgres.connect import translate
@@ -74,25 +74,29 @@ class Plan(msgspec.Struct, frozen=True):
 
 async def plan(link: Link, scope: Scope, direction: Direction) -> Plan:
     """Find out what differs and what a repair would do. Changes nothing but bringing the target level, where no daemon does."""
-    scope = msgspec.structs.replace(scope, jobs=link.config.jobs)
     async with levelled(link, "repair", copies=False) as level:
-        found = await compared(level.ends, link.selection, level.moments, scope)
-        receiver: Side = "target" if direction == "source-to-target" else "source"
-        conn = level.ends.target_conn if receiver == "target" else level.ends.source_conn
+        return await plan_at(level, link, scope, direction)
+
+
+async def plan_at(level: Level, link: Link, scope: Scope, direction: Direction) -> Plan:
+    """As `plan`, with both ends at one point already."""
+    scope = msgspec.structs.replace(scope, jobs=link.config.jobs)
+    found = await compared(level.ends, link.selection, level.moments, scope)
+    receiver: Side = "target" if direction == "source-to-target" else "source"
+    conn = level.ends.target_conn if receiver == "target" else level.ends.source_conn
+    with translate(level.ends.target):
         await link.learn(level.ends.target_conn)
-        tables, left = [], []
-        async with Sessions(level.ends.both, 1) as sessions:
-            for each in found:
-                if reason := _unrepairable(each, receiver):
-                    left.append((QualifiedName(each.result.schema, each.result.table), reason))
-                elif each.rows:
-                    tables.append(
-                        await _planned(link, level.ends, conn, sessions, each, receiver, scope.proven)
-                    )
+    tables, left = [], []
+    async with Sessions(level.ends.both, 1) as sessions:
+        for each in found:
+            if reason := _unrepairable(each):
+                left.append((QualifiedName(each.result.schema, each.result.table), reason))
+            elif each.rows:
+                tables.append(await _planned(link, level.ends, conn, sessions, each, receiver, scope.proven))
     return Plan(link.config.name, receiver, tables, left)
 
 
-def _unrepairable(found: Compared, receiver: Side) -> str:
+def _unrepairable(found: Compared) -> str:
     """Why a table cannot be put right; empty if it can, or need not. Pure."""
     result = found.result
     if result.verdict == "identical":

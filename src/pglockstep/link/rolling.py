@@ -115,7 +115,7 @@ class Inside:
 
 async def verify(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | None]) -> None:
     """Compare a share of the tables every `interval`, until cancelled."""
-    known = Pass()
+    known, said = Pass(), ""
     while True:
         await asyncio.sleep(link.config.interval)
         if outlet() is None or link.open_incidents():
@@ -123,9 +123,11 @@ async def verify(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | N
         try:
             await _turn(link, known, Inside(link, record, outlet))
         except LockstepError as error:
-            # an end that is away is told of by whoever works there
-            level = logging.DEBUG if isinstance(error, EndError) and error.transient else logging.WARNING
+            # an end that is away is told of by whoever works there; and what stays as it is need not be told every time
+            passes = (isinstance(error, EndError) and error.transient) or str(error) == said
+            level = logging.DEBUG if passes else logging.WARNING
             log.log(level, "tables were not verified: %s", error, extra=link.about("verify.failed"))
+            said = str(error)
 
 
 async def _turn(link: Link, known: Pass, moments: Inside) -> None:
