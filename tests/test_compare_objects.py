@@ -232,6 +232,7 @@ def demand_different(cli: Cli, pair: Pair) -> None:
     }
     said = cli("check", "--source", pair.source, "--target", pair.target).stdout
     assert "large objects: 1 missing on the target, 1 extra, 1 changed (50001, 50002, 50003)" in said
+    assert "note: large objects come level with a new copy: `pglockstep teardown`, an empty database" in said
 
 
 @on_all_pairs
@@ -301,7 +302,10 @@ def test_a_view_that_is_filled_on_the_source_alone_is_named(pair: Pair, cli: Cli
     assert (link["verdict"], link["not_populated"]) == ("identical", ["materialized view public.filled"])
     ends = ("--source", pair.source, "--target", pair.target)
     said = cli("check", *ends).stdout
-    assert "note: materialized view public.filled is filled on the source, and empty on the target" in said
+    assert (
+        "note: materialized view public.filled is filled on the source, and empty on the target: REFRESH materialized"
+        in said
+    )
     source.execute("DROP MATERIALIZED VIEW filled")
     done = cli("check", *ends, "--json")
     assert json.loads(done.stdout)["links"][0]["not_populated"] == []

@@ -18,7 +18,8 @@ from pglockstep.link import level
 @options.common
 @options.as_json
 def command(links: tuple[str, ...], as_json: bool, **common: Any) -> int:
-    """Tell whether both ends are identical: schema, every row of every table, sequences. Changes nothing.
+    """Tell whether both ends are identical: schema, every row of every table, sequences, large objects.
+    Changes nothing.
 
     Beside a live daemon it compares at a barrier that the daemon has passed; without one it compares the ends
     as they are, and what has not been applied yet is a difference.

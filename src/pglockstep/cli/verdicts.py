@@ -71,10 +71,15 @@ def _notes(check: LinkCheck) -> Iterator[str]:
     """What a person should know whatever the verdict is."""
     for what in check.not_streamed:
         yield f"{what} does not follow by itself"
+    if check.large_objects.differ:
+        yield (
+            "large objects come level with a new copy: `pglockstep teardown`, an empty database as the target, "
+            "`pglockstep once`; or by hand, as docs/internals/verdicts.md says"
+        )
     if unread := check.large_objects.unread:
         yield f"{unread} large objects are not compared: on one end our role may not read them"
     for what in check.not_populated:
-        yield f"{what} is filled on the source, and empty on the target: REFRESH it there"
+        yield f"{what} is filled on the source, and empty on the target: REFRESH {what}"
     grants = check.grants_different
     for found in grants[:_SHOWN_GRANTS]:
         yield f"who may use {found.kind} {_named(found.schema, found.name)} {found.difference}"
