@@ -274,10 +274,12 @@ def test_a_new_copy_brings_them_level(pair: Pair, cli: Cli) -> None:
     assert done.returncode == 5
     assert "not empty and not ours" in done.stderr
     with pair.on_target() as target:
-        name = target.info.dbname
+        name, owner = target.info.dbname, target.info.user
     drop_database(pair.target_server, name)
     with psycopg.connect(pair.target_server.conninfo(), autocommit=True) as server:
-        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        server.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(owner))
+        )
     assert once(cli, pair)["verdict"] == "identical"
 
 
