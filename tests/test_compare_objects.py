@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import shlex
@@ -80,6 +81,11 @@ def test_the_same_objects_are_the_same_on_every_version(pair: Pair) -> None:
             {5: b"b" * PIECE + b"a" * PIECE},
             LargeObjects(1, 1, changed=1, first=(5,)),
         ),
+        (
+            {5: b"a" * PIECE + b"end"},
+            {5: hashlib.sha256(b"a" * PIECE).digest() + b"end"},
+            LargeObjects(1, 1, changed=1, first=(5,)),
+        ),
     ],
     ids=[
         "missing",
@@ -90,6 +96,7 @@ def test_the_same_objects_are_the_same_on_every_version(pair: Pair) -> None:
         "a piece less",
         "the last byte",
         "pieces swapped",
+        "the first hash",
     ],
 )
 def test_a_difference_is_found_and_counted(
