@@ -15,12 +15,11 @@ from typing import Any
 
 from psycopg import Connection
 
-from bench.processes import Process, pglockstep_environment, run
+from bench.processes import Argv, Process, pglockstep_environment, run
 from bench.servers import Servers, installed
 from pglockstep.postgres.installations import Installation
 
 JOBS = "2"
-Argv = list[str | Path]
 
 
 class Copier:

@@ -19,9 +19,9 @@ from bench.work import Backlog
 SLOWEST = 300
 
 
-def drainers() -> list[Drainer]:
-    """All of them, in the order of the report."""
-    return [Floor(), Native(), Pglogical(), Pglockstep()]
+def drainers(*, interpreted: bool = False) -> list[Drainer]:
+    """All of them, in the order of the report; `interpreted` has our own do without its compiled hot path."""
+    return [Floor(), Native(), Pglogical(), Pglockstep(interpreted=interpreted)]
 
 
 def measure(

@@ -222,16 +222,17 @@ class FloorTurn:
 
 
 class Pglockstep:
-    """The daemon, from the start of its process."""
+    """The daemon, from the start of its process; `interpreted` is without the compiled hot path."""
 
     name = "pglockstep"
-    title = "pglockstep run"
     worker: str | None = None
     preload = ""
     _target = "drain_pglockstep"
     _base = "drain_pglockstep_base"
 
-    def __init__(self) -> None:
+    def __init__(self, *, interpreted: bool = False) -> None:
+        self.title = "pglockstep run, interpreted" if interpreted else "pglockstep run"
+        self._interpreted = interpreted
         self._slots: list[str] = []
         self._state = Path()
 
@@ -247,7 +248,7 @@ class Pglockstep:
         target = create_database(server, self._target)
         stage.after.callback(drop_database, server, self._base)
         self._state = Path(stage.after.enter_context(tempfile.TemporaryDirectory(prefix="bench-state-")))
-        environment = pglockstep_environment(stage.source, target, self._state / "base")
+        environment = self._environment(stage, target, self._state / "base")
         run([sys.executable, "-m", "pglockstep", "once"], environment)
         # the guard is at work as it is by default, so what the backlog deletes has to be announced
         announced = ["--table", "public.item", "--rows", str(max(1, stage.backlog.deletes)), "--for", "1d"]
@@ -289,21 +290,24 @@ class Pglockstep:
                 "--for",
                 "1d",
             ]
-            environment = pglockstep_environment(stage.source, target, state)
+            environment = self._environment(stage, target, state)
             run([sys.executable, "-m", "pglockstep", "guard", "allow", *announced], environment)
-            turn = PglockstepTurn(stage, target, state)
+            turn = PglockstepTurn(stage, target, environment)
             try:
                 yield turn
             finally:
                 turn.stop()
 
+    def _environment(self, stage: Stage, target: str, state: Path) -> dict[str, str]:
+        return pglockstep_environment(stage.source, target, state, interpreted=self._interpreted)
+
 
 class PglockstepTurn(Arrival):
     """One round of the daemon."""
 
-    def __init__(self, stage: Stage, target: str, state: Path) -> None:
+    def __init__(self, stage: Stage, target: str, environment: dict[str, str]) -> None:
         super().__init__(stage, target)
-        self._environment = pglockstep_environment(stage.source, target, state)
+        self._environment = environment
         self._process: Process | None = None
 
     def start(self) -> None:

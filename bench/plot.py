@@ -80,6 +80,13 @@ def _panels(results: Results) -> list[Panel]:
             if took := copy.contest.seconds(name):
                 bars.append(Bar(title, took, name == "pglockstep"))
         panels.append(Panel("The first copy (less is better)", "s", _sorted(bars)))
+    if compare := results.compare:
+        bars = [
+            Bar(title, took, name == "pglockstep")
+            for name, title in compare.contest.titles.items()
+            if (took := compare.contest.seconds(name))
+        ]
+        panels.append(Panel(f"Verifying {compare.rows:,} rows (less is better)", "s", _sorted(bars)))
     if latency := results.latency:
         rates = sorted({block.per_second for block in latency.blocks}, reverse=True)
         bars = [

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from pglockstep import compiled
+
 SECONDS_TO_STOP = 30.0
+Argv = list[str | Path]
 
 
 class ContenderFailed(Exception):
@@ -19,7 +22,10 @@ class ContenderFailed(Exception):
 
 
 class Process:
-    """One process, ended when its context ends. What it says is kept, and told if it fails."""
+    """One process, ended when its context ends. What it says is kept, and told if it fails.
+
+    `codes` are the exit codes that are no failure.
+    """
 
     def __init__(
         self,
@@ -28,14 +34,17 @@ class Process:
         *,
         stdin: IO[bytes] | None = None,
         piped: bool = False,
+        codes: Collection[int] = (0,),
     ) -> None:
         self._name = Path(argv[0]).name
+        self._codes = codes
+        self._written = tempfile.TemporaryFile()  # noqa: SIM115  closed by stop()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by stop()
         self._popen = subprocess.Popen(
             argv,
             env=environment(env or {}),
             stdin=stdin or subprocess.DEVNULL,
-            stdout=subprocess.PIPE if piped else self._said,
+            stdout=subprocess.PIPE if piped else self._written,
             stderr=self._said,
         )
 
@@ -58,7 +67,7 @@ class Process:
     def alive(self) -> bool:
         """Whether it still runs; raises `ContenderFailed` if it ended badly."""
         code = self._popen.poll()
-        if code:
+        if code is not None and code not in self._codes:
             raise ContenderFailed(f"{self._name} ended with {code}: {self.tail()}")
         return code is None
 
@@ -72,10 +81,14 @@ class Process:
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(seconds)
 
+    def written(self) -> str:
+        """What it has written to its standard output, unless that is piped."""
+        return _text(self._written)
+
     def tail(self, lines: int = 3) -> str:
-        """The last that it has said, on one line."""
-        self._said.seek(0)
-        return " | ".join(self._said.read().decode(errors="replace").strip().splitlines()[-lines:])
+        """The last that it has said, on one line: its complaints, if there are any, come last."""
+        said = [line for text in (self.written(), _text(self._said)) for line in text.strip().splitlines()]
+        return " | ".join(said[-lines:])
 
     def stop(self) -> None:
         """Ask it to end, and see to it that it does."""
@@ -89,6 +102,7 @@ class Process:
         if self._popen.stdout:
             self._popen.stdout.close()
         self._said.close()
+        self._written.close()
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -112,10 +126,19 @@ def run(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Non
         raise ContenderFailed(f"{Path(argv[0]).name} ended with {done.returncode}: {tail}")
 
 
-def pglockstep_environment(source: str, target: str, state: Path) -> dict[str, str]:
-    """One link, and nothing else of whoever measures."""
-    return {
+def pglockstep_environment(
+    source: str, target: str, state: Path, *, interpreted: bool = False
+) -> dict[str, str]:
+    """One link, and nothing else of whoever measures; `interpreted` leaves the compiled hot path aside."""
+    link = {
         "PGLOCKSTEP_SOURCE": source,
         "PGLOCKSTEP_TARGET": target,
         "PGLOCKSTEP_STATE_DIR": str(state),
     }
+    return link | ({compiled.INTERPRETED: "1"} if interpreted else {})
+
+
+def _text(file: IO[bytes]) -> str:
+    """All of a file that a process may still be writing to."""
+    # not by seek: the process shares the file's position
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench import plot
 from bench.results import (
+    Compare,
     Conditions,
     Contest,
     Copy,
@@ -55,6 +56,17 @@ on the target with its indexes and constraints. `pglockstep once` then goes on a
 no other contender does; *copied after* is when its copy was complete, seen on the target.
 """
 
+_COMPARE = """## Are they the same?
+
+{rows} rows at each end: a table of five columns, one in ten values NULL, and pgbench's tables but its history, which has no
+key; {size}. Both ends hold the same, and whoever takes part has to say so of every table. Before the clock is used at
+all, everyone has to have found one NULL turned into '' and one number off by one. The clock runs from the start of the
+process until its end. The floor is `select count(*), sum(hashtextextended(t::text, 0))` of one table after another, at
+both ends at once: it cannot tell which row differs. `pglockstep check` compares schema and sequences as well. data-diff
+is told the tables and their columns, compares all of them in one process, and is kept from sending its statistics home;
+its factor is into how many ranges of keys it splits what it compares.
+"""
+
 _LATENCY = """## A lone insert
 
 One row, one transaction, nothing else going on; {inserts} rows a block, {blocks} blocks each. A reader on the target
@@ -99,6 +111,8 @@ def render(results: Results) -> str:
         parts += _decode(results.decode)
     if results.copy:
         parts += _copy(results.copy)
+    if results.compare:
+        parts += _compare(results.compare)
     if results.latency:
         parts += _latency(results.latency)
     if results.scaling:
@@ -170,6 +184,30 @@ def _copy(copy: Copy) -> Iterable[str]:
     yield "*× pg_dump* compares the copy alone with `pg_dump -Fc | pg_restore`.\n"
     yield from _others(contest)
     yield _conditions(copy.conditions)
+
+
+def _compare(compare: Compare) -> Iterable[str]:
+    yield _COMPARE.format(rows=f"{compare.rows:,}", size=_bytes(compare.database_bytes))
+    contest = compare.contest
+    floor = contest.seconds("plain")
+    others = [took for name in ("data-diff", "data-diff-tuned") if (took := contest.seconds(name))]
+    fastest = min(others, key=lambda took: took.median, default=None)
+    rows = [
+        [
+            contest.titles[name],
+            _spread(took, "s"),
+            f"{compare.rows / took.median:,.0f}",
+            _ratio(took, floor),
+            _ratio(took, fastest),
+            *_usage(contest.of(name)),
+        ]
+        for name, took in _ranked(contest)
+    ]
+    yield _table(["contender", "time", "rows/s", "× floor", "× data-diff", *_USAGE], rows)
+    if fastest:
+        yield "*× data-diff* compares with the faster of the two.\n"
+    yield from _others(contest)
+    yield _conditions(compare.conditions)
 
 
 def _latency(latency: Latency) -> Iterable[str]:

@@ -107,6 +107,15 @@ class Copy(msgspec.Struct, frozen=True):
     contest: Contest
 
 
+class Compare(msgspec.Struct, frozen=True):
+    """Two databases that hold the same, compared; `database_bytes` and `rows` are of one of them."""
+
+    conditions: Conditions
+    database_bytes: int
+    rows: int
+    contest: Contest
+
+
 class Block(msgspec.Struct, frozen=True):
     """Lone inserts, one after another: milliseconds until visible, from sending and from the commit's return."""
 
@@ -163,6 +172,7 @@ class Results(msgspec.Struct):
 
     drain: Drain | None = None
     copy: Copy | None = None
+    compare: Compare | None = None
     latency: Latency | None = None
     scaling: Scaling | None = None
     decode: Decode | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any
 
 import psycopg
 
-from fix_servers import Cli, Pair, wait_until
+from fix_servers import Cli, Connection, Pair, wait_until
+from fix_workload import writing
 from test_run import Daemon
 
 SCHEMA = """
@@ -45,8 +45,6 @@ TABLES = ('"User"', "item", '"order"', "visit")
 @contextmanager
 def load(conninfo: str, *, writers: int = 2, pause: float = 0.004) -> Iterator[None]:
     """Write from several sessions until the block ends: what a wipe made impossible is left out."""
-    stop = threading.Event()
-    failures: list[Exception] = []
     numbers = itertools.count(1)
     statements = (
         "UPDATE beat SET n = n + 1 WHERE id = 1 + {0} % 40",
@@ -57,32 +55,19 @@ def load(conninfo: str, *, writers: int = 2, pause: float = 0.004) -> Iterator[N
         ),
     )
 
-    def write() -> None:
-        try:
-            with psycopg.connect(conninfo, autocommit=True) as conn:
-                while not stop.wait(pause):
-                    number = next(numbers)
-                    try:
-                        conn.execute(statements[number % 3].format(number).encode())
-                    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-                        continue
-                    except psycopg.errors.IntegrityError:
-                        continue
-                    except (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):
-                        continue
-        except Exception as error:
-            failures.append(error)
+    def work(conn: Connection, _: int) -> None:
+        number = next(numbers)
+        with contextlib.suppress(
+            psycopg.errors.UndefinedTable,
+            psycopg.errors.UndefinedColumn,
+            psycopg.errors.IntegrityError,
+            psycopg.errors.DeadlockDetected,
+            psycopg.errors.LockNotAvailable,
+        ):
+            conn.execute(statements[number % 3].format(number).encode())
 
-    threads = [threading.Thread(target=write, name=f"writer {number}") for number in range(writers)]
-    for thread in threads:
-        thread.start()
-    try:
+    with writing(work, conninfo, writers, pause):
         yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert not failures, failures[0]
 
 
 def rows(conn: psycopg.Connection[Any], table: str) -> list[str]:

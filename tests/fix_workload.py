@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import psycopg
+
+from fix_servers import Connection
 
 SCHEMA = '''
 CREATE SCHEMA "Odd ""Names""";
@@ -88,7 +90,7 @@ _PASSING = (
 )
 
 
-def one_transaction(conn: psycopg.Connection[tuple[object, ...]], chance: random.Random) -> None:
+def one_transaction(conn: Connection, chance: random.Random) -> None:
     """Run one random transaction."""
     with conn.transaction():
         for statement in chance.choice(_TRANSACTIONS):
@@ -96,20 +98,18 @@ def one_transaction(conn: psycopg.Connection[tuple[object, ...]], chance: random
 
 
 @contextmanager
-def workload(conninfo: str, *, writers: int = 2, pause: float = 0.008, seed: int = 0) -> Iterator[None]:
-    """Write at random from several sessions until the block ends; any failure of a writer fails the test."""
+def writing(
+    work: Callable[[Connection, int], None], conninfo: str, writers: int, pause: float
+) -> Iterator[None]:
+    """Have several sessions do `work` again and again until the block ends; any failure of one fails the test."""
     stop = threading.Event()
     failures: list[Exception] = []
 
     def write(number: int) -> None:
-        chance = random.Random(seed * 100 + number)
         try:
             with psycopg.connect(conninfo, autocommit=True) as conn:
                 while not stop.wait(pause):
-                    try:
-                        one_transaction(conn, chance)
-                    except _PASSING:
-                        continue
+                    work(conn, number)
         except Exception as error:
             failures.append(error)
 
@@ -125,3 +125,16 @@ def workload(conninfo: str, *, writers: int = 2, pause: float = 0.008, seed: int
         for thread in threads:
             thread.join()
     assert not failures, failures[0]
+
+
+@contextmanager
+def workload(conninfo: str, *, writers: int = 2, pause: float = 0.008, seed: int = 0) -> Iterator[None]:
+    """Write at random from several sessions until the block ends."""
+    chances = [random.Random(seed * 100 + number) for number in range(writers)]
+
+    def work(conn: Connection, number: int) -> None:
+        with suppress(*_PASSING):
+            one_transaction(conn, chances[number])
+
+    with writing(work, conninfo, writers, pause):
+        yield

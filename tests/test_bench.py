@@ -10,9 +10,11 @@ import msgspec
 import pytest
 from bench import plot, report, results
 from bench.contest import Entrant, hold
-from bench.processes import ContenderFailed, Process
+from bench.drain import drainers
+from bench.processes import ContenderFailed, Process, pglockstep_environment
 from bench.results import (
     Block,
+    Compare,
     Conditions,
     Contest,
     Copy,
@@ -151,6 +153,24 @@ def test_a_process_that_fails_is_heard() -> None:
             process.alive()
 
 
+def test_an_exit_code_can_be_an_answer() -> None:
+    """A code that is expected is no failure; what was written is kept apart from what was complained of."""
+    with Process(["sh", "-c", "echo written; echo said >&2; exit 1"], codes=(0, 1)) as process:
+        process.wait(10)
+        assert not process.alive()
+        assert process.written() == "written\n"
+
+
+def test_interpreted_is_named() -> None:
+    """Whoever leaves the compiled hot path aside says so to the processes, and in the report."""
+    compiled, interpreted = (
+        pglockstep_environment("a", "b", Path("c"), interpreted=choice) for choice in (False, True)
+    )
+    assert interpreted == compiled | {"PGLOCKSTEP_INTERPRETED": "1"}
+    assert [one.title for one in drainers(interpreted=True)][-1] == "pglockstep run, interpreted"
+    assert [one.title for one in drainers()][-1] == "pglockstep run"
+
+
 def test_the_report_and_its_plot(tmp_path: Path) -> None:
     """Kept figures are read back as they were; every part has its table, and the plot is well-formed."""
     measured = Results(
@@ -163,6 +183,16 @@ def test_the_report_and_its_plot(tmp_path: Path) -> None:
             contest=contest(
                 **{"dump-pipe": rounds("dump-pipe", 4.0)},
                 pglockstep=[Sample("pglockstep", 6.0, USAGE, copied_after=3.0)],
+            ),
+        ),
+        compare=Compare(
+            CONDITIONS,
+            database_bytes=2**29,
+            rows=4000,
+            contest=contest(
+                plain=rounds("plain", 2.0),
+                pglockstep=rounds("pglockstep", 3.0),
+                **{"data-diff": rounds("data-diff", 9.0), "data-diff-tuned": rounds("data-diff-tuned", 8.0)},
             ),
         ),
         latency=Latency(
@@ -191,6 +221,8 @@ def test_the_report_and_its_plot(tmp_path: Path) -> None:
     assert "* an absent one: not measured: not installed" in text
     # the copy alone against pg_dump
     assert "| pglockstep itself | 6.00 s (6.00–6.00) | 3.00 s (3.00–3.00) | 0.75 |" in text
+    # rows a second; against the floor, and against data-diff at its best
+    assert "| pglockstep itself | 3.00 s (3.00–3.00) | 1,333 | 1.50 | 0.38 |" in text
     assert "| native | 20 | the commit's return | 1.00 (1.00–1.00) | 2.00 | 2.00 |" in text
     assert "| pglockstep itself | 4 × | 4,000 | 4.00 s (4.00–4.00) | 4.00 | 1,000 |" in text
     assert "| compiled | 3,000,000 (2,000,000–4,000,000) | 700,000 (700,000–700,000) |" in text
@@ -198,7 +230,7 @@ def test_the_report_and_its_plot(tmp_path: Path) -> None:
 
     picture = ET.fromstring(plot.render(kept))  # our own text
     bars = [each for each in picture.iter() if each.tag.endswith("rect")]
-    assert len(bars) == 3 + 3 + 2 + 9
+    assert len(bars) == 3 + 3 + 4 + 2 + 9
     assert not any(
         "wrong" in "".join(each.itertext()) for each in picture.iter() if each.tag.endswith("text")
     )

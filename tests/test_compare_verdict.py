@@ -72,4 +72,5 @@ def test_a_result_is_told_in_the_promised_words() -> None:
         "missing": 1,
         "extra": 0,
         "changed": None,
+        "reason": None,
     }

@@ -35,6 +35,7 @@ NAMES = {
     "heal.begun": "a heal of the target has begun its transaction there",
     "heal.commit": "a heal of the target is about to be committed",
     "heal.committed": "a heal of the target was committed, and nobody knows yet",
+    "repair.commit": "rows that a person had repaired are about to be committed",
     "progress.move": "progress is about to follow an idle source",
 }
 

@@ -4,7 +4,7 @@ from pglockstep.apply.runs cimport Batch, Run
 
 
 cdef int _EACH
-cdef int _INSERT, _UPDATE, _DELETE, _RELATION
+cdef int _INSERT, _UPDATE, _DELETE, _RELATION, _BEGIN
 cdef int _OID
 
 
@@ -31,6 +31,8 @@ cdef class BatchBuilder:
     cdef readonly object position
     cdef readonly bint in_transaction
     cdef public bint one_by_one
+    cdef public object cut
+    cdef public bint at_cut
 
     @cython.locals(index=cython.Py_ssize_t, data=bytes, size=cython.Py_ssize_t, kind=cython.int)
     cpdef Py_ssize_t feed(self, payloads, Py_ssize_t start=*) except -1

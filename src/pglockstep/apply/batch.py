@@ -43,7 +43,7 @@ BARRIER_PREFIX = "pglockstep barrier"
 FULL = 4 << 20
 _EACH = 64
 
-_INSERT, _UPDATE, _DELETE, _RELATION = b"IUDR"
+_INSERT, _UPDATE, _DELETE, _RELATION, _BEGIN = b"IUDRB"
 #: Where the OID of a change's table ends; behind it stands which of its rows comes first.
 _OID = 4
 
@@ -67,7 +67,8 @@ class BatchBuilder:
     What begins before `position` has been applied already and is left out. `one_by_one`: every transaction is a
     batch of its own. `copied`: tables that were copied later than the rest, and as of when. `table_of` gives the
     target's table of a name, or raises. `keeping`: as `TableWriter` takes it. While something is `held` back by the
-    `gate`, nothing more is taken.
+    `gate`, nothing more is taken; nor is a transaction whose commit record starts at `cut` or later, unless that is 0:
+    `at_cut` when one has been met.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class BatchBuilder:
         self.in_transaction = False
         self.one_by_one = False
         self.held = False
+        self.cut = 0
+        self.at_cut = False
 
     @property
     def full(self) -> int:
@@ -137,7 +140,7 @@ class BatchBuilder:
         """Take the messages in `payloads` from `start` on; returns the index of the first that was not taken.
 
         That is where a `Relation` stands, which has to be described before what follows it; where there are two
-        full batches, or something is held back, so that the rest has to wait; or the end. Raises what `decode` and
+        full batches, or something is held back, or cut off, so that the rest has to wait; or the end. Raises what `decode` and
         `take` raise.
         """
         for index in range(start, len(payloads)):
@@ -145,6 +148,9 @@ class BatchBuilder:
             size = len(data)
             kind = data[0] if size else 0
             if kind == _RELATION or self.held or len(self._sealed) > 1:
+                return index
+            if kind == _BEGIN and self.cut and int.from_bytes(data[1:9], "big") >= self.cut:
+                self.at_cut = True
                 return index
             if kind in (_INSERT, _UPDATE, _DELETE) and size > _OID + 1:
                 # most messages by far; what is in them, nobody may ever ask

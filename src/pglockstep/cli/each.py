@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 import click
@@ -11,7 +11,7 @@ import msgspec
 
 from pglockstep.cli.main import run_async, say
 from pglockstep.cli.options import Settings
-from pglockstep.errors import LockstepError, worst
+from pglockstep.errors import LockstepError, UsageProblem, worst
 from pglockstep.link.link import Link
 from pglockstep.observe import logs
 from pglockstep.observe.state import StateDirectory
@@ -24,7 +24,7 @@ def for_each(
     names: Sequence[str],
     work: Callable[[Link], Awaitable[T]],
     document: Callable[[T], dict[str, object]],
-    sentences: Callable[[T], Sequence[str]],
+    sentences: Callable[[T], Iterable[str]],
     exit_code: Callable[[T], int],
     *,
     as_json: bool,
@@ -69,6 +69,21 @@ def for_each(
         return worst(codes)
 
     return run_async(all_of_them)
+
+
+def one_link(settings: Settings, name: str | None, what: str) -> Link:
+    """The link that is meant; raises `UsageProblem` where that is not clear. `what` is done to a table."""
+    logs.configure(settings.verbose, daemon=False)
+    config = settings.load()
+    chosen = settings.links(config, [name] if name else [])
+    if len(chosen) > 1:
+        raise UsageProblem(
+            f"several links are configured, and a table {what} in one of them",
+            hint=f"name it; configured are: {', '.join(each.name for each in chosen)}",
+        )
+    state = StateDirectory(config.state_dir)
+    state.create()
+    return Link(chosen[0], state)
 
 
 def print_json(value: object) -> None:

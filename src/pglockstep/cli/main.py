@@ -29,6 +29,8 @@ COMMANDS = {
     "once": "Bring the target level with the source as of now, verify, exit.",
     "run": "Keep the target level with the source: the daemon, in the foreground.",
     "check": "Are the ends identical? Changes nothing.",
+    "diff": "The rows that differ. Changes nothing.",
+    "repair": "Put just the rows that differ right: a plan first, then --apply.",
     "status": "Every link at a glance.",
     "incidents": "What the guard stopped, and the decision.",
     "guard": "Announce a purge before it happens.",
@@ -67,7 +69,12 @@ class Commands(click.Group):
 
 @click.command(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        # an option of one command's own is PGLOCKSTEP_COMMAND_OPTION; those of all commands name theirs
+        "auto_envvar_prefix": "PGLOCKSTEP",
+    },
     help="Keeps two PostgreSQL databases in lockstep: committed there, visible here, exactly once.",
 )
 @click.version_option(f"{__version__} ({form()})", prog_name="pglockstep")

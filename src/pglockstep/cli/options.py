@@ -17,6 +17,7 @@ from pglockstep.config.unbuilt import refuse_unbuilt
 from pglockstep.config.values import parse_table_name
 from pglockstep.errors import ConfigError, UsageProblem
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import ByteSize
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,6 +124,35 @@ def yes(command: F) -> F:
 def links(command: F) -> F:
     """Add the names of links."""
     return click.argument("links", nargs=-1, metavar="[LINK]...")(command)
+
+
+def tables(command: F) -> F:
+    """Add ``--table``, which may be given several times."""
+    return click.option(
+        "--table",
+        "tables",
+        multiple=True,
+        metavar="TABLE",
+        help="Only this table, written as in SQL: public.orders, 'public.\"Orders\"'. May be repeated.",
+    )(command)
+
+
+def where(command: F) -> F:
+    """Add ``--where``."""
+    return click.option(
+        "--where",
+        default="",
+        metavar="SQL",
+        help="Only rows of which this condition is true on the end in question.",
+    )(command)
+
+
+def size(text: str, where: str = "") -> int:
+    """A number of bytes as it was typed; raises `UsageProblem`, which begins with `where`."""
+    try:
+        return ByteSize.parse(text)
+    except ValueError as error:
+        raise UsageProblem(f"{where}{error}", hint="for instance 10MB") from None
 
 
 def table(text: str, where: str = "") -> QualifiedName:

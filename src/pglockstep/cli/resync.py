@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pglockstep.cli import options, person
-from pglockstep.cli.each import print_json
+from pglockstep.cli.each import one_link, print_json
 from pglockstep.cli.main import run_async, say
 from pglockstep.cli.options import Settings
 from pglockstep.errors import EXIT_INTERRUPTED, EXIT_OK, UsageProblem
@@ -16,9 +16,7 @@ from pglockstep.findings import counted, listed
 from pglockstep.link.decisions import resynced
 from pglockstep.link.link import Link
 from pglockstep.link.resync import Planned, planned, sentence
-from pglockstep.observe import logs
 from pglockstep.observe.requests import Requests, Resync
-from pglockstep.observe.state import StateDirectory
 
 
 @click.command("resync", short_help="Make tables what the source has, and let them follow again.")
@@ -42,7 +40,7 @@ def command(
     target. Write a table as in SQL: public.orders, 'public."Orders"'. Returns when it is done; Ctrl-C does not take it back.
     """
     names = [options.table(each) for each in tables]
-    chosen = _link(Settings(**common), link)
+    chosen = one_link(Settings(**common), link, "is brought back")
     plans: list[Planned] = []
 
     async def look() -> int:
@@ -83,20 +81,6 @@ def command(
     except KeyboardInterrupt:
         say(f"interrupted; it stays asked for: {what}", "pglockstep status tells whether a daemon is at it")
         return EXIT_INTERRUPTED
-
-
-def _link(settings: Settings, name: str | None) -> Link:
-    logs.configure(settings.verbose, daemon=False)
-    config = settings.load()
-    chosen = settings.links(config, [name] if name else [])
-    if len(chosen) > 1:
-        raise UsageProblem(
-            "several links are configured, and a table is brought back in one of them",
-            hint=f"name it with --link; configured are: {', '.join(each.name for each in chosen)}",
-        )
-    state = StateDirectory(config.state_dir)
-    state.create()
-    return Link(chosen[0], state)
 
 
 def _document(link: Link, plans: list[Planned], done: Resync) -> dict[str, object]:

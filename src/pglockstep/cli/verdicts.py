@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from pglockstep.compare.verdict import TableResult, Verdict
 from pglockstep.errors import EXIT_DIFFERS, EXIT_INCONCLUSIVE, EXIT_OK
 from pglockstep.link.verify import LinkCheck
 from pglockstep.postgres.names import QualifiedName
@@ -18,8 +19,13 @@ _SHOWN_GRANTS = 5
 
 
 def exit_code(check: LinkCheck) -> int:
+    """The exit code of a check."""
+    return exit_code_of(check.verdict)
+
+
+def exit_code_of(verdict: Verdict) -> int:
     """The exit code of a verdict."""
-    return _EXIT[check.verdict]
+    return _EXIT[verdict]
 
 
 def document(check: LinkCheck) -> dict[str, object]:
@@ -30,22 +36,13 @@ def document(check: LinkCheck) -> dict[str, object]:
 def sentences(check: LinkCheck) -> list[str]:
     """The verdict for a person: the conclusion first, then what differs."""
     rows = sum(table.source_rows or 0 for table in check.tables)
-    summary = f"{check.name}: {check.verdict}: {len(check.tables)} tables, {rows} rows, compared in {check.seconds:.1f} s"
+    how = "compared by value" if check.tier == "fast" else "compared"
+    summary = f"{check.name}: {check.verdict}: {len(check.tables)} tables, {rows} rows, {how} in {check.seconds:.1f} s"
     lines: list[str] = []
     for table in check.tables:
         if table.verdict == "identical":
             continue
-        name = QualifiedName(table.schema, table.table)
-        if table.verdict == "inconclusive":
-            lines.append(f"table {name} kept changing while it was compared")
-        elif table.source_rows is None or table.target_rows is None:
-            lines.append(
-                f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}"
-            )
-        else:
-            lines.append(
-                f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, {table.changed} changed"
-            )
+        lines.append(table_sentence(table))
     for found in check.schema_differences:
         lines.append(f"{found.kind} {_named(found.schema, found.name)} {found.difference}")
     for late in check.sequences_behind:
@@ -85,6 +82,17 @@ def _notes(check: LinkCheck) -> Iterator[str]:
         yield f"who may use {found.kind} {_named(found.schema, found.name)} {found.difference}"
     if len(grants) > _SHOWN_GRANTS:
         yield f"… and {len(grants) - _SHOWN_GRANTS} more whose grants differ; --json has them all"
+
+
+def table_sentence(table: TableResult) -> str:
+    """What was found of a table that is not identical."""
+    name = QualifiedName(table.schema, table.table)
+    if table.verdict == "inconclusive":
+        return f"table {name} was not compared to the end: {table.reason}"
+    if table.source_rows is None or table.target_rows is None:
+        return f"table {name} is {'not on the target' if table.target_rows is None else 'not on the source'}"
+    more = f", and not compared to the end: {table.reason}" if table.reason else ""
+    return f"table {name}: {table.missing} rows missing on the target, {table.extra} extra, {table.changed} changed{more}"
 
 
 def _named(schema: str, name: str) -> str:

@@ -24,7 +24,7 @@ class TableResult(msgspec.Struct, frozen=True):
     """What is known of one table; None where that was not counted, or the table is not there.
 
     `missing` rows are on the source only, `extra` ones on the target only, `changed` ones under the same
-    primary key on both.
+    primary key on both. `reason`: why the comparison did not come to an end.
     """
 
     schema: str
@@ -35,6 +35,7 @@ class TableResult(msgspec.Struct, frozen=True):
     missing: int | None = None
     extra: int | None = None
     changed: int | None = None
+    reason: str | None = None
 
 
 def link_verdict(

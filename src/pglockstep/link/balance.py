@@ -21,6 +21,7 @@ from pglockstep.guard.mend import Mended
 from pglockstep.guard.partitions import below
 from pglockstep.guard.policy import Rules
 from pglockstep.link.link import Link
+from pglockstep.observe.incident import Kind
 from pglockstep.postgres.names import QualifiedName
 
 
@@ -163,22 +164,26 @@ class Balance:
 
     def _may(self, name: QualifiedName, lost: int) -> bool:
         """Whether somebody has said that so many rows of the table may go."""
-        at = (name.schema, name.name)
-        for incident in self._link.open_incidents():
-            if incident.decision is not None and incident.decision.verb == "approve":
-                rows = sum(each.rows_lost for each in incident.tables if (each.schema, each.table) == at)
-                if rows >= lost:
-                    return True
-        named = (name, *self._link.rules.above(name))
-        for each in self._link.incidents.allowances(self._link.key, datetime.now(UTC)):
-            if (
-                QualifiedName(each.schema, each.table) in named
-                and covers(each.kind, "delete")
-                and each.rows - each.used - self._used.get(each.id, 0) >= lost
-            ):
-                self._used[each.id] = self._used.get(each.id, 0) + lost
+        return may_go(self._link, name, lost, self._used)
+
+
+def may_go(link: Link, name: QualifiedName, rows: int, used: dict[str, int], kind: Kind = "delete") -> bool:
+    """Whether somebody has said that so many rows of a table may go, or change; what of that is `used` is noted there."""
+    for incident in link.open_incidents():
+        if incident.decision is not None and incident.decision.verb == "approve":
+            at = (name.schema, name.name)
+            if sum(each.rows_lost for each in incident.tables if (each.schema, each.table) == at) >= rows:
                 return True
-        return False
+    named = (name, *link.rules.above(name))
+    for each in link.incidents.allowances(link.key, datetime.now(UTC)):
+        if (
+            QualifiedName(each.schema, each.table) in named
+            and covers(each.kind, kind)
+            and each.rows - each.used - used.get(each.id, 0) >= rows
+        ):
+            used[each.id] = used.get(each.id, 0) + rows
+            return True
+    return False
 
 
 def is_too_much(rules: Rules, stood: int, now: int, *, swing: int = 0, whole: bool) -> bool:

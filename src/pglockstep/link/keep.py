@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 from psycopg import AsyncConnection
@@ -37,20 +37,32 @@ from pglockstep.errors import (
 from pglockstep.findings import demand
 from pglockstep.journal.follower import Abandoned
 from pglockstep.journal.journal import Journal
-from pglockstep.link import healing, identities, pinning, resync, retention, session, takeover, unpublished
+from pglockstep.link import (
+    healing,
+    identities,
+    matching,
+    pinning,
+    resync,
+    retention,
+    rolling,
+    session,
+    takeover,
+    unpublished,
+)
 from pglockstep.link.attempts import pause, worth_another_try
 from pglockstep.link.decisions import is_healing, must_wait, settle
 from pglockstep.link.drops import Drops
+from pglockstep.link.hindrances import Hindrances, Part
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.pinning import BeginAgain
+from pglockstep.link.session import Opened
 from pglockstep.link.states import Event
 from pglockstep.link.target_watch import TargetWatch
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, answered, connect, ends, hang_up, translate
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.postgres.privileges import Facts
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
@@ -97,14 +109,6 @@ async def keep(link: Link) -> None:
         claim.release()
 
 
-class Opened(msgspec.Struct, frozen=True):
-    """One end with a session at it, and what is known of it."""
-
-    end: End
-    conn: AsyncConnection[TupleRow]
-    facts: Facts
-
-
 class Keeper:
     """Keeps both halves of a link going, each by itself: one that is away holds up no more than its own."""
 
@@ -112,16 +116,18 @@ class Keeper:
         self._link = link
         link.carrier.ahead = True
         self._began = began
-        #: what is in the way, by the end that it concerns; at first neither half has begun
-        self._down: dict[Side | Literal["journal"], str] = {"source": "", "target": ""}
+        self._down = Hindrances(link.standing)
         #: sessions that are open already, for the first attempt of either half
         self._first: dict[Side, Opened] = {}
         self._source: AsyncConnection[TupleRow] | None = None
         self._outlet: Outlet | None = None
-        self._watch = TargetWatch(link, ends(link.config)[1], lambda: self._outlet)
+        self._watch = TargetWatch(link, ends(link.config)[1], self._at_work)
         self._journal: Journal | None = None
         self._applied = Lsn(0)
         self._flushed = Lsn(0)
+
+    def _at_work(self) -> Outlet | None:
+        return self._outlet
 
     @property
     def target_is_away(self) -> bool:
@@ -130,15 +136,15 @@ class Keeper:
 
     async def run(self) -> None:
         """Begin, and go on until cancelled. Raises what a person must see to."""
+        link = self._link
         async with AsyncExitStack() as stack:
             try:
-                journal, record = await self._persist(
-                    "target", partial(self._begin, stack), lambda: self._link.standing.applied
-                )
+                begin = partial(self._begin, stack)
+                journal, record = await self._persist("target", begin, lambda: link.standing.applied)
             except (TargetUnreachable, TargetBusy) as error:
                 journal, record = await self._begin_without_target(stack, error)
             journal.needs(self._applied)
-            self._journal = self._link.receives = journal
+            self._journal = link.receives = journal
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(journal.run(), name="journal")
@@ -152,18 +158,21 @@ class Keeper:
                         self._persist("target", partial(self._apply, journal, record), lambda: self._applied),
                         name="outlet",
                     )
-                    tasks.create_task(self._link.carrier.listen(), name="sequences")
-                    tasks.create_task(
-                        unpublished.watch(self._link, record, lambda: self._source), name="unpublished"
-                    )
-                    tasks.create_task(retention.watch_room(self._link, journal), name="room")
+                    tasks.create_task(link.carrier.listen(), name="sequences")
+                    watching = unpublished.watch(link, record, lambda: self._source)
+                    tasks.create_task(watching, name="unpublished")
+                    tasks.create_task(retention.watch_room(link, journal), name="room")
                     tasks.create_task(self._watch.run(), name="watch")
-                    tasks.create_task(resync.look(self._link, lambda: self._outlet), name="requests")
-                    await self._report()
+                    tasks.create_task(resync.look(link, self._at_work), name="requests")
+                    tasks.create_task(matching.serve(link, record, self._at_work), name="moments")
+                    tasks.create_task(rolling.verify(link, record, self._at_work), name="verify")
+                    while True:
+                        self._note()
+                        await asyncio.sleep(_REPORT_EVERY)
             except BaseExceptionGroup as group:
                 raise first_of(group) from group
             finally:
-                self._link.receives = None
+                link.receives = None
                 self._note()
 
     async def _persist(
@@ -215,26 +224,20 @@ class Keeper:
         self._link.standing.move(Event.RELEASED)
 
     def _went_down(self, side: Side, error: LockstepError, seconds: float) -> None:
-        self._down[side] = error.message
-        self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
+        self._down.add(side, error.message)
         log.warning("%s; trying again in %.1f s", error, seconds, extra=self._link.about("link.waiting"))
 
     def _mind_the_journal(self, journal: Journal) -> None:
         """Say so while there is no room for the journal."""
-        if journal.trouble == self._down.get("journal", ""):
+        if journal.trouble == self._down.of("journal"):
             return
         if journal.trouble:
-            self._down["journal"] = journal.trouble
-            self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
+            self._down.add("journal", journal.trouble)
         else:
             self._is_up("journal")
 
-    def _is_up(self, side: Side | Literal["journal"]) -> None:
-        self._down.pop(side, None)
-        if self._down:
-            self._link.standing.move(Event.END_LOST, "; ".join(filter(None, self._down.values())))
-        else:
-            self._link.standing.move(Event.STREAM_STARTED)
+    def _is_up(self, part: Part) -> None:
+        if self._down.remove(part):
             self._note()
 
     async def _begin(self, stack: AsyncExitStack, careful: bool) -> tuple[Journal, LinkRecord]:
@@ -382,11 +385,6 @@ class Keeper:
         if self._outlet is not None:
             self._flushed = max(self._flushed, self._outlet.flushed)
         return self._flushed
-
-    async def _report(self) -> None:
-        while True:
-            self._note()
-            await asyncio.sleep(_REPORT_EVERY)
 
     def _note(self) -> None:
         if self._outlet is not None:

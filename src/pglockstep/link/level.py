@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 
+from pglockstep.compare.pace import Pace
+from pglockstep.compare.table import Moments
 from pglockstep.copy.ends import Ends
-from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld
+from pglockstep.errors import EndError, IncidentOpen, Inconclusive, LinkHeld, TargetLacks
 from pglockstep.link import decisions, healing, identities, pinning, remembering, session, takeover
 from pglockstep.link.attempts import worth_another_try
 from pglockstep.link.drops import Drops
 from pglockstep.link.link import Link
+from pglockstep.link.matching import Alone, Beside
+from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
-from pglockstep.link.verify import LinkCheck, verify
+from pglockstep.link.verify import LinkCheck, Scope, verify
 from pglockstep.observe.incident import needs_decision
 from pglockstep.postgres.connect import translate
 from pglockstep.progress import generation
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import Holder, LinkRecord
-from pglockstep.units import Lsn
+from pglockstep.units import LAST_LSN, Lsn, human_bytes
 
 
 class OnceResult(msgspec.Struct, frozen=True):
@@ -37,29 +44,72 @@ class OnceResult(msgspec.Struct, frozen=True):
     lsn: Lsn
 
 
+class Effort(msgspec.Struct, frozen=True):
+    """How much a comparison may ask of the servers.
+
+    `pace`: for so much of the time it works. `max_lag`: it waits while the target is more than so many bytes of WAL behind.
+    `fast`: rows are compared by their values.
+    """
+
+    pace: float = 1.0
+    max_lag: int | None = None
+    fast: bool = False
+
+
+FULL = Effort()
+
+
+class Level(msgspec.Struct):
+    """Both ends at one point, and what brings them to the next; what was done for it until now.
+
+    `copied_rows` by a first copy; the rest by the stream, unless somebody else applies.
+    """
+
+    ends: Ends
+    moments: Moments
+    lsn: Lsn = Lsn(0)
+    copied_rows: int = 0
+    transactions: int = 0
+    changes: int = 0
+
+
 async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
+    async with levelled(link, "once") as level:
+        check = await verify(
+            link.config.name, level.ends, link.selection, level.moments, Scope(jobs=link.config.jobs)
+        )
+        link.standing.remember(check)
+        return OnceResult(check, level.copied_rows, level.transactions, level.changes, level.lsn)
+
+
+@asynccontextmanager
+async def levelled(link: Link, purpose: str, *, copies: bool = True) -> AsyncIterator[Level]:
+    """The target level with the source as of now: beside a live holder at a barrier, else by the link's own stream.
+
+    Then the link's lock is ours until the end, and nobody else applies. `copies`: if there was no first copy, it is made; else
+    `TargetLacks` is raised.
+    """
     await pinning.look_again(link)
     decisions.demand_decided(link)
-    async with healing.opened_ends(link, "once") as ends:
+    async with healing.opened_ends(link, purpose) as ends:
         while link.state.daemon_pid(link.key) or not await session.take_lock(
             ends.target_conn, ends.target, patience=0
         ):
             if (lsn := await _holder_passed_barrier(link, ends)) is not None:
-                return OnceResult(await _verify_beside(link, ends), 0, 0, 0, lsn)
+                yield Level(ends, await _beside(link, ends), lsn)
+                return
         await takeover.settle(link, ends)
         await healing.stand_again(link, ends.target_conn, ends.target)
+        if not copies:
+            await _demand_copied(link, ends)
         record, copied_rows = await link.ready(ends)
         await pinning.pin_first(link, ends, anew=bool(copied_rows))
         await decisions.settle(link, ends.target_conn, ends.target)
         await identities.settle(link)
-        transactions = changes = 0
-        lsn = Lsn(0)
-
         drops = await Drops.of(link, ends.target_conn, ends.target, record)
 
         async def advance() -> None:
-            nonlocal transactions, changes, lsn
             await drops.adopt(ends.target_conn, ends.target)
             with translate(ends.source):
                 await drops.look(ends.source_conn)
@@ -75,44 +125,93 @@ async def once(link: Link) -> OnceResult:
                     raise
                 # once more, so that the refusal names its statement
                 pipeline = await _apply_until(link, ends, barrier, careful=True)
-            transactions += pipeline.outlet.applier.transactions
-            changes += pipeline.outlet.applier.changes.total()
-            lsn = pipeline.outlet.applied
+            level.transactions += pipeline.outlet.applier.transactions
+            level.changes += pipeline.outlet.applier.changes.total()
+            level.lsn = pipeline.outlet.applied
             try:
-                await drops.settle(ends.target_conn, ends.target, lsn)
+                await drops.settle(ends.target_conn, ends.target, level.lsn)
             except IncidentOpen:
                 await decisions.settle(link, ends.target_conn, ends.target)
 
-        await advance()
-        check = await verify(link.config.name, ends, link.selection, record, advance)
-        link.standing.remember(check)
+        async def applying(work: Callable[[Outlet], Awaitable[None]]) -> None:
+            async with link.applying(ends) as pipeline:
+                running = asyncio.create_task(pipeline.run(until=LAST_LSN), name="apply")
+                try:
+                    await work(pipeline.outlet)
+                finally:
+                    pipeline.outlet.end_at(
+                        await session.emit_barrier(ends.source_conn, ends.source, record.id)
+                    )
+                    await running
+
+        moments = Alone(link, record, advance, applying)
+        level = Level(ends, moments, copied_rows=copied_rows)
+        await moments.advance()
+        yield level
         link.gate.save()
         with translate(ends.target):
             await remembering.remember(link, ends.target_conn)
-        return OnceResult(check, copied_rows, transactions, changes, lsn)
 
 
-async def check(link: Link) -> LinkCheck:
+async def _demand_copied(link: Link, ends: Ends) -> None:
+    with translate(ends.target):
+        record = await progress.read(ends.target_conn)
+    if record is None or record.phase != "streaming":
+        raise TargetLacks(
+            f"link {link.config.name!r} has not been copied yet", hint="pglockstep once makes the first copy"
+        )
+
+
+async def check(link: Link, effort: Effort = FULL) -> LinkCheck:
     """How the ends stand: beside a live holder at a barrier, else as they are. Changes nothing.
 
     Raises `IncidentOpen` while there is one: how the ends differ then is what is to be decided.
     """
+    async with as_it_is(link, "check") as (ends, moments):
+        pace = Pace(
+            effort.pace, None if moments is None else partial(_not_behind, link, ends, effort.max_lag)
+        )
+        scope = Scope(jobs=link.config.jobs, pace=pace, fast=effort.fast)
+        found = await verify(link.config.name, ends, link.selection, moments, scope)
+        link.standing.remember(found)
+        return found
+
+
+async def _not_behind(link: Link, ends: Ends, most: int | None) -> None:
+    """Return once the target is no more than so many bytes of WAL behind."""
+    end = time.monotonic() + 10 * link.config.silence_timeout
+    while most is not None:
+        with translate(ends.target):
+            record = await progress.demand(ends.target_conn)
+        with translate(ends.source):
+            behind = await session.source_position(ends.source_conn) - (record.progress or 0)
+        if behind <= most:
+            return
+        if time.monotonic() > end:
+            raise Inconclusive(
+                f"the target stayed more than {human_bytes(most)} behind for {10 * link.config.silence_timeout:.0f} s",
+                hint="pglockstep status shows how far; a larger --max-lag compares all the same",
+            )
+        await asyncio.sleep(0.2)
+
+
+@asynccontextmanager
+async def as_it_is(link: Link, purpose: str) -> AsyncIterator[tuple[Ends, Moments | None]]:
+    """Both ends, and what brings them to one point: beside a live holder; None if nobody applies. Changes nothing.
+
+    Raises `IncidentOpen` while there is an incident, or the source is not the one that the target follows.
+    """
     await pinning.look_again(link)
     _demand_none_open(link)
-    async with pinning.opened(link, "check") as ends:
+    async with pinning.opened(link, purpose) as ends:
         with translate(ends.target):
             record = await progress.read(ends.target_conn)
         await _demand_known(link, ends, record)
         try:
-            if await _holder_passed_barrier(link, ends) is not None:
-                return await _verify_beside(link, ends)
+            held = await _holder_passed_barrier(link, ends) is not None
         except LinkHeld as error:
             raise Inconclusive(error.message, hint=error.hint) from error
-        with translate(ends.target):
-            record = await progress.read(ends.target_conn)
-        found = await verify(link.config.name, ends, link.selection, record, None)
-        link.standing.remember(found)
-        return found
+        yield ends, await _beside(link, ends) if held else None
 
 
 async def _demand_known(link: Link, ends: Ends, record: LinkRecord | None) -> None:
@@ -144,20 +243,23 @@ async def _apply_until(link: Link, ends: Ends, barrier: Lsn, *, careful: bool) -
     return pipeline
 
 
-async def _verify_beside(link: Link, ends: Ends) -> LinkCheck:
+async def _beside(link: Link, ends: Ends) -> Beside:
+    """What brings the ends to one point while somebody else applies."""
     with translate(ends.target):
         record = await progress.demand(ends.target_conn)
 
     async def advance() -> None:
-        if await _barrier_passed(link, ends, record) is None:
+        try:
+            passed = await _barrier_passed(link, ends, record)
+        except LinkHeld as error:
+            raise Inconclusive(error.message, hint=error.hint) from error
+        if passed is None:
             raise Inconclusive(
                 f"whoever held link {link.config.name!r} ended while the ends were compared",
                 hint="the same command again compares them as they are now",
             )
 
-    found = await verify(link.config.name, ends, link.selection, record, advance)
-    link.standing.remember(found)
-    return found
+    return Beside(link, advance)
 
 
 async def _holder_passed_barrier(link: Link, ends: Ends) -> Lsn | None:

@@ -41,6 +41,11 @@ _ASK_IDLE_EVERY = 5.0
 _PRUNE_EVERY = 60.0
 #: How long what is held may take to be on the journal's disk before it is told all the same, in seconds.
 _KEEP_WITHIN = 5.0
+#: How long nothing is applied for the sake of one moment, in seconds; how long that may be ahead of the target; and how often
+#: it is looked.
+_CUT = 1.0
+_UNTIL_CUT = 10.0
+_LOOK_AGAIN = 0.001
 #: How long a change may wait to be applied before the link counts as behind, in seconds.
 BEHIND_AFTER = 3.0
 
@@ -143,7 +148,7 @@ class Outlet:
         builder = self.applier.builder
         at = 0
         while (at := builder.feed(messages, at)) < len(messages):
-            if builder.held or builder.full > 1:
+            if builder.held or builder.at_cut or builder.full > 1:
                 # one waits for the target's next turn, or for being let through; the rest stays in the journal
                 self._arrived.set()
                 self._taken.clear()
@@ -203,6 +208,43 @@ class Outlet:
                 return None
         self._taken.set()
         return builder.seal() if builder.ready else None
+
+    async def cut(
+        self, start: Lsn, moment: Callable[[], Awaitable[Lsn]], look: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Have `look` find the target with exactly what committed before the LSN that `moment` comes to.
+
+        `start` is where the source is now, and that LSN is behind it. What commits there or later waits meanwhile, for `_CUT`
+        seconds at the most; so may what is before it, to be applied. Raises `TimeoutError` if it does not come to that.
+        """
+        try:
+            # what has been taken by now is before that moment
+            self._cut_at(start)
+            async with asyncio.timeout(_CUT):
+                lsn = await moment()
+            self._cut_at(lsn)
+            async with asyncio.timeout(_UNTIL_CUT):
+                await _come_to(
+                    lambda: not self._is_busy and (self.applier.builder.at_cut or self._is_level(lsn))
+                )
+            async with asyncio.timeout(_CUT):
+                await look()
+        finally:
+            self._cut_at(Lsn(0))
+
+    def _cut_at(self, lsn: Lsn) -> None:
+        builder = self.applier.builder
+        builder.cut, builder.at_cut = lsn, False
+        self._taken.set()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self.applier.builder.ready or self.applier.in_transaction
+
+    def _is_level(self, lsn: Lsn) -> bool:
+        """Whether everything has been applied that the source has sent, which is up to `lsn` at least."""
+        journal = self._journal
+        return self._reader.level and not journal.in_transaction and journal.position >= lsn
 
     async def _settle(self) -> None:
         """The target has everything before what is held back: find out whether that may go on. Raises `IncidentOpen`."""
@@ -267,3 +309,10 @@ class Outlet:
         while unflushed and unflushed[0].target <= row[0]:
             self.flushed = unflushed.popleft().source
         self._journal.needs(self.flushed)
+
+
+async def _come_to(is_there: Callable[[], bool]) -> None:
+    while True:
+        if is_there():
+            return
+        await asyncio.sleep(_LOOK_AGAIN)

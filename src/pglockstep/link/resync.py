@@ -15,8 +15,9 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.compare.checksum import comparable_columns
-from pglockstep.compare.rows import count_differences
+from pglockstep.compare.pairing import Pairing
+from pglockstep.compare.sessions import Sessions
+from pglockstep.compare.table import compare
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.source import publish, published_tables
 from pglockstep.errors import DecisionRefused, EndError, LockstepError, LookAgain, TargetLacks, UsageProblem
@@ -99,16 +100,23 @@ async def _leaves(
 
 
 async def _planned(both: Ends, there: Table, here: Table | None) -> Planned:
-    with translate(both.source):
-        source_rows = await questions.count(both.source_conn, there.name)
     if here is None:
-        return Planned(there.name, source_rows, 0, 0, source_rows)
-    with translate(both.target):
-        target_rows = await questions.count(both.target_conn, here.name)
-    columns = comparable_columns(there, here)
-    found = await count_differences(both.source_conn, both.target_conn, there, here, columns)
+        with translate(both.source):
+            rows = await questions.count(both.source_conn, there.name)
+        return Planned(there.name, rows, 0, 0, rows)
+    encodings = [
+        conn.info.parameter_status("server_encoding") or "UTF8"
+        for conn in (both.source_conn, both.target_conn)
+    ]
+    async with Sessions(both.both, 1) as sessions:
+        # the target's table stands still, as it does not follow
+        found = await compare(Pairing.of(there, here, encodings), sessions, None)
     return Planned(
-        there.name, source_rows, target_rows, found.extra + found.changed, found.missing + found.changed
+        there.name,
+        found.source_rows,
+        found.target_rows,
+        found.extra + found.changed,
+        found.missing + found.changed,
     )
 
 

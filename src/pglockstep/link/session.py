@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
@@ -29,6 +30,14 @@ from pglockstep.units import Lsn
 
 #: How long a killed process's session may still hold the lock: its server has to notice first.
 _DYING = 10.0
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """One end with a session at it, and what is known of it."""
+
+    end: End
+    conn: AsyncConnection[TupleRow]
+    facts: Facts
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from datetime import UTC, datetime
 
+from pglockstep.compare.verdict import Verdict
 from pglockstep.copy.tally import CopyProgress
 from pglockstep.errors import ConfigError
 from pglockstep.journal.journal import Journal
@@ -91,6 +92,16 @@ class Standing:
             status.tables = len(check.tables)
             status.rows = sum(each.target_rows or 0 for each in check.tables)
             self._directory.save(self._key, self._name, status)
+        except (OSError, sqlite3.Error, ConfigError) as error:
+            self._complain(error)
+
+    def verified(self, since: datetime, verdict: Verdict) -> None:
+        """Every table was compared since then, one after the other; a verdict that is newer stays."""
+        try:
+            status = self._directory.load(self._key) or self._status
+            if status.verified_at is None or status.verified_at < since:
+                status.verified_at, status.verdict = since, verdict
+                self._directory.save(self._key, self._name, status)
         except (OSError, sqlite3.Error, ConfigError) as error:
             self._complain(error)
 

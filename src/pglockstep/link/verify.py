@@ -1,46 +1,64 @@
-"""Proving both ends identical, or naming what differs, while the source may be in use.
+"""Proving both ends identical, or naming what differs, while both are in use.
 
-A table whose checksums agree is identical. One whose checksums differ is looked at again behind a barrier,
-between two readings of the source: only a difference that stands still twice while the source does not move
-is a difference; what keeps moving is inconclusive. Without anyone who applies, the target stands still by
-itself, and the ends are compared as they are.
+A table is compared by `compare.table`; what takes time on one is no matter for the others. A table that could not be read, or
+whose rows never stood still, is inconclusive and says why. Without anyone who applies, the target stands still by itself, and
+the ends are compared as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
-import psycopg
-from psycopg import AsyncConnection
-from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow
 
 from pglockstep.compare import grants, large_objects, schema, views
-from pglockstep.compare.checksum import Fingerprint, comparable_columns, fingerprint, stamp
-from pglockstep.compare.rows import count_differences
+from pglockstep.compare.pace import UNHURRIED, Pace
+from pglockstep.compare.pairing import Pairing, RowDifference
 from pglockstep.compare.sequences import SequenceBehind, behind
+from pglockstep.compare.sessions import Sessions
+from pglockstep.compare.table import PROVEN, Found, Moments, compare
 from pglockstep.compare.verdict import TableResult, Verdict, link_verdict
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.source import owned_sequences
+from pglockstep.errors import Inconclusive, UsageProblem, first_of
+from pglockstep.findings import listed
+from pglockstep.guard import questions
 from pglockstep.link.session import source_position
 from pglockstep.postgres import catalog, sequences
 from pglockstep.postgres.catalog import Table
-from pglockstep.postgres.connect import translate, translated
+from pglockstep.postgres.connect import translate
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import target as progress
-from pglockstep.progress.target import LinkRecord
 
-#: How often a table that differs is looked at again before it is called inconclusive.
+#: How often a sequence that is behind is looked at again before that is called inconclusive.
 _ROUNDS = 6
 
 
+class Scope(msgspec.Struct, frozen=True):
+    """What is compared: these `tables`, or all that the link carries if there are none; rows of which `where` is true.
+
+    So many rows of a table that differ are `proven` and kept. `jobs` tables or chunks are read at once, at this `pace`. `fast`:
+    by values, as `Pairing` says.
+    """
+
+    tables: Collection[QualifiedName] = frozenset()
+    where: str = ""
+    proven: int = PROVEN
+    jobs: int = 2
+    pace: Pace = UNHURRIED
+    fast: bool = False
+
+
 class LinkCheck(msgspec.Struct, frozen=True):
-    """How one link's ends stood at `checked_at`; lag is None where the link was never copied."""
+    """How one link's ends stood at `checked_at`; lag is None where the link was never copied.
+
+    `tier`: in the fast one what is identical is so by its values: 1.0 and 1.00 are one, and so are 0 and -0.
+    """
 
     name: str
     verdict: Verdict
@@ -55,24 +73,21 @@ class LinkCheck(msgspec.Struct, frozen=True):
     not_streamed: list[str]
     checked_at: datetime
     seconds: float
+    tier: Literal["exact", "fast"] = "exact"
 
 
-class _Pair(msgspec.Struct, frozen=True):
-    """One table as both ends have it, with the columns to compare."""
+class Compared(msgspec.Struct, frozen=True):
+    """One table, and what came of it; `pairing` is None where the table is on one end only."""
 
-    source: Table
-    target: Table
-    columns: tuple[str, ...]
+    result: TableResult
+    pairing: Pairing | None = None
+    rows: tuple[RowDifference, ...] = ()
 
 
 async def verify(
-    name: str,
-    ends: Ends,
-    selection: Selection,
-    record: LinkRecord | None,
-    advance: Callable[[], Awaitable[None]] | None,
+    name: str, ends: Ends, selection: Selection, moments: Moments | None, scope: Scope
 ) -> LinkCheck:
-    """Compare both ends. `advance` brings the target to where the source is now; None if nobody applies."""
+    """Compare both ends; `moments` brings them to one point, None if nobody applies. Raises the ends' errors."""
     began = time.monotonic()
 
     def skip(table_schema: str, table_name: str) -> bool:
@@ -85,17 +100,14 @@ async def verify(
     with translate(ends.target):
         target_schema = await schema.read(ends.target_conn, skip)
         target_grants = await grants.read(ends.target_conn, skip)
-        target_tables = {t.name: t for t in await catalog.tables(ends.target_conn) if not skip(*t.name)}
     majors = ends.source_facts.major, ends.target_facts.major
     differences = schema.differences(source_schema, target_schema, *majors)
-    results = [
-        await _compare(ends, source_tables.get(each), target_tables.get(each), advance)
-        for each in sorted(source_tables.keys() | target_tables.keys())
-    ]
-    late, settled = await _sequences_behind(ends, selection, advance)
+    results = [each.result for each in await compared(ends, selection, moments, scope)]
+    late, settled = await _sequences_behind(ends, selection, moments)
+    advance = None if moments is None else moments.advance
     objects = await large_objects.compare(ends.source_conn, ends.target_conn, ends.both, advance)
     verdict = link_verdict(results, differences, late, objects)
-    lag_bytes, lag_seconds = await _lag(ends, advance is not None)
+    lag_bytes, lag_seconds = await _lag(ends, moments is not None)
     return LinkCheck(
         name=name,
         verdict=verdict if settled or verdict != "identical" else "inconclusive",
@@ -114,92 +126,86 @@ async def verify(
         not_streamed=await _not_streamed(ends, selection, source_tables.values(), objects.source),
         checked_at=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
+        tier="fast" if scope.fast else "exact",
     )
 
 
-async def _compare(
-    ends: Ends, source: Table | None, target: Table | None, advance: Callable[[], Awaitable[None]] | None
-) -> TableResult:
-    if source is None or target is None:
-        there, conn = (source, ends.source_conn) if target is None else (target, ends.target_conn)
-        assert there is not None
-        rows = (await _read(ends, conn, there, ())).rows
-        sides = (rows, None) if target is None else (None, rows)
-        return TableResult(*there.name, "different", *sides)
-    pair = _Pair(source, target, comparable_columns(source, target))
-    before, now = await _both(ends, pair)
-    verdict: Verdict = "identical" if before == now else "different"
-    if verdict == "different" and advance is not None:
-        verdict, before, now = await _settle(ends, pair, advance)
-    if verdict != "different":
-        none = 0 if verdict == "identical" else None
-        return TableResult(*source.name, verdict, before.rows, now.rows, none, none, none)
+async def compared(ends: Ends, selection: Selection, moments: Moments | None, scope: Scope) -> list[Compared]:
+    """Compare the rows of every table in `scope`, sorted by name; tables of one end only are among them."""
+    tables: list[dict[QualifiedName, Table]] = []
+    for end, conn in zip(ends.both, (ends.source_conn, ends.target_conn), strict=True):
+        with translate(end):
+            tables.append({t.name: t for t in await catalog.tables(conn) if selection.carries(*t.name)})
+    _demand_carried(scope.tables, tables[0].keys() | tables[1].keys())
+    there, here = ({name: each[name] for name in scope.tables or each if name in each} for each in tables)
+    encodings = [
+        conn.info.parameter_status("server_encoding") or "UTF8"
+        for conn in (ends.source_conn, ends.target_conn)
+    ]
+    found: dict[QualifiedName, Compared] = {}
+    names = iter(sorted(there.keys() | here.keys()))
+
+    async def work(sessions: Sessions) -> None:
+        for name in names:
+            source, target = there.get(name), here.get(name)
+            if source is None or target is None:
+                found[name] = await _on_one_end(ends, source, target)
+            else:
+                pairing = Pairing.of(source, target, encodings, scope.where, fast=scope.fast)
+                found[name] = await _of_both(pairing, sessions, moments, scope.proven)
+
+    async with Sessions(ends.both, scope.jobs, scope.pace) as sessions:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(scope.jobs):
+                    group.create_task(work(sessions))
+        except BaseExceptionGroup as failures:
+            raise first_of(failures) from failures
+    return [found[name] for name in sorted(found)]
+
+
+def _demand_carried(wanted: Iterable[QualifiedName], carried: Collection[QualifiedName]) -> None:
+    """Raise `UsageProblem` for a table that the link does not carry."""
+    for name in sorted(wanted):
+        if name not in carried:
+            close = sorted(each for each in carried if each.name.lower() == name.name.lower())
+            raise UsageProblem(
+                f"the link carries no table {name} that holds rows",
+                hint=f"did you mean {listed(close)}?"
+                if close
+                else "a partitioned table is named by its partitions",
+            )
+
+
+async def _on_one_end(ends: Ends, source: Table | None, target: Table | None) -> Compared:
+    there, end, conn = (
+        (source, ends.source, ends.source_conn) if target is None else (target, ends.target, ends.target_conn)
+    )
+    assert there is not None
+    with translate(end):
+        rows = await questions.count(conn, there.name)
+    sides = (rows, None) if target is None else (None, rows)
+    return Compared(TableResult(*there.name, "different", *sides))
+
+
+async def _of_both(pairing: Pairing, sessions: Sessions, moments: Moments | None, proven: int) -> Compared:
+    name = pairing.source.name
     try:
-        found = await count_differences(ends.source_conn, ends.target_conn, source, target, pair.columns)
-    except psycopg.Error as error:
-        failed = (
-            ends.target_conn.broken,
-            ends.target_conn.info.transaction_status == TransactionStatus.INERROR,
-        )
-        raise translated(ends.target if any(failed) else ends.source, error) from error
-    return TableResult(
-        *source.name, "different", before.rows, now.rows, found.missing, found.extra, found.changed
-    )
+        found = await compare(pairing, sessions, moments, proven=proven)
+    except Inconclusive as error:
+        return Compared(TableResult(name.schema, name.name, "inconclusive", reason=error.message), pairing)
+    return Compared(_result(name, found), pairing, found.rows)
 
 
-async def _settle(
-    ends: Ends, pair: _Pair, advance: Callable[[], Awaitable[None]]
-) -> tuple[Verdict, Fingerprint, Fingerprint]:
-    """Look again behind barriers at a table that differed while changes may be under way."""
-    seen: tuple[Fingerprint, Fingerprint] | None = None
-    before = now = Fingerprint(0, 0, 0)
-    for _ in range(_ROUNDS):
-        stood = await _stamp(ends, ends.source_conn, pair.source)
-        before = await _read(ends, ends.source_conn, pair.source, pair.columns)
-        await advance()
-        now = await _read(ends, ends.target_conn, pair.target, pair.columns)
-        stamps = (stood, await _stamp(ends, ends.target_conn, pair.target))
-        afterwards = await _read(ends, ends.source_conn, pair.source, pair.columns)
-        if now in (before, afterwards):
-            return "identical", now, now
-        if await _stamp(ends, ends.source_conn, pair.source) != stood:
-            seen = None
-        elif seen == stamps:
-            return "different", before, now
-        else:
-            seen = stamps
-    return "inconclusive", before, now
-
-
-async def _both(ends: Ends, pair: _Pair) -> tuple[Fingerprint, Fingerprint]:
-    there, here = await asyncio.gather(
-        _read(ends, ends.source_conn, pair.source, pair.columns),
-        _read(ends, ends.target_conn, pair.target, pair.columns),
-        return_exceptions=True,
-    )
-    for each in (there, here):
-        if isinstance(each, BaseException):
-            raise each
-    assert isinstance(there, Fingerprint)
-    assert isinstance(here, Fingerprint)
-    return there, here
-
-
-async def _read(
-    ends: Ends, conn: AsyncConnection[TupleRow], table: Table, columns: Sequence[str]
-) -> Fingerprint:
-    with translate(ends.source if conn is ends.source_conn else ends.target):
-        return await fingerprint(conn, table, columns)
-
-
-async def _stamp(ends: Ends, conn: AsyncConnection[TupleRow], table: Table) -> Fingerprint:
-    """Equal for two readings only if no row was written between them: content alone can change and change back."""
-    with translate(ends.source if conn is ends.source_conn else ends.target):
-        return await stamp(conn, table)
+def _result(name: QualifiedName, found: Found) -> TableResult:
+    verdict: Verdict = "different" if found.differs else "inconclusive" if found.reason else "identical"
+    counts = (found.missing, found.extra, found.changed) if verdict != "inconclusive" else (None, None, None)
+    result = TableResult(name.schema, name.name, verdict, found.source_rows, found.target_rows, *counts)
+    return msgspec.structs.replace(result, reason=found.reason) if found.reason else result
 
 
 async def _sequences_behind(
-    ends: Ends, selection: Selection, advance: Callable[[], Awaitable[None]] | None
+    ends: Ends, selection: Selection, moments: Moments | None
 ) -> tuple[list[SequenceBehind], bool]:
     """The target's sequences that are behind the source's, and whether that could be settled.
 
@@ -209,11 +215,11 @@ async def _sequences_behind(
     suspects: set[SequenceBehind] = set()
     for _ in range(_ROUNDS):
         there = await _source_sequences(ends, selection)
-        if advance is not None:
-            await advance()
+        if moments is not None:
+            await moments.advance()
         with translate(ends.target):
             late = behind(there, await sequences.read(ends.target_conn))
-        if not late or advance is None:
+        if not late or moments is None:
             return late, True
         moved = set(there) ^ set(await _source_sequences(ends, selection))
         moving = {(each.schema, each.name) for each in moved}

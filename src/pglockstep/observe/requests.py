@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -33,6 +34,21 @@ class Resync(msgspec.Struct, frozen=True, kw_only=True):
     refused: bool = False
 
 
+class MomentWanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who compares asks whoever applies for two snapshots that show one moment, and lets go of them afterwards.
+
+    `source` and `target` are their names, once they are there; `refused` says why there are none.
+    """
+
+    by: str
+    at: datetime
+    id: str = ""
+    source: str = ""
+    target: str = ""
+    refused: str = ""
+    kind: Literal["moment"] = "moment"
+
+
 class Requests:
     """The requests of one state directory."""
 
@@ -53,7 +69,7 @@ class Requests:
             rows = conn.execute(
                 "SELECT id, body FROM request WHERE open AND key = ? ORDER BY id", [key]
             ).fetchall()
-        return [_decoded(number, body) for number, body in rows]
+        return [_decoded(number, body) for number, body in rows if _kind(body) == "resync"]
 
     def get(self, id: str) -> Resync:
         """The request of that id, as `ask` returned it."""
@@ -71,10 +87,58 @@ class Requests:
             )
         return settled
 
+    # --- snapshots: what is asked for is soon forgotten -----------------------------------------------------
+
+    def ask_for_moment(self, key: str, wanted: MomentWanted) -> MomentWanted:
+        """Write down that snapshots are wanted; it comes back with its id."""
+        with self._writing() as conn:
+            number = conn.execute(
+                "INSERT INTO request (key, open, body) VALUES (?, 1, ?)", [key, msgspec.json.encode(wanted)]
+            ).lastrowid
+        return msgspec.structs.replace(wanted, id=str(number))
+
+    def moments_wanted(self, key: str) -> list[MomentWanted]:
+        """Those who want snapshots of a link, or have them, the oldest first."""
+        with self._file.telling(), self._file.connected() as conn:
+            rows = conn.execute(
+                "SELECT id, body FROM request WHERE open AND key = ? ORDER BY id", [key]
+            ).fetchall()
+        return [_moment(number, body) for number, body in rows if _kind(body) == "moment"]
+
+    def moment(self, id: str) -> MomentWanted | None:
+        """What became of it; None once it is forgotten."""
+        with self._file.telling(), self._file.connected() as conn:
+            row = conn.execute("SELECT body FROM request WHERE id = ?", [int(id)]).fetchone()
+        return None if row is None else _moment(int(id), row[0])
+
+    def answer(self, wanted: MomentWanted) -> None:
+        """Write down the names, or the refusal."""
+        with self._writing() as conn:
+            conn.execute(
+                "UPDATE request SET body = ? WHERE id = ?", [msgspec.json.encode(wanted), int(wanted.id)]
+            )
+
+    def forget_moment(self, id: str) -> None:
+        """Whoever asked is done with them."""
+        with self._writing() as conn:
+            conn.execute("DELETE FROM request WHERE id = ?", [int(id)])
+
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._file.telling(), self._file.writing() as conn:
             yield conn
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    kind: str = "resync"
+
+
+def _kind(body: bytes) -> str:
+    return msgspec.json.decode(body, type=_Kind).kind
+
+
+def _moment(number: int, body: bytes) -> MomentWanted:
+    return msgspec.structs.replace(msgspec.json.decode(body, type=MomentWanted), id=str(number))
 
 
 def _decoded(number: int, body: bytes) -> Resync:

@@ -192,6 +192,11 @@ class StateDirectory:
         """Where the journal of a link is kept."""
         return self._path / "journal" / link_id
 
+    @property
+    def undo(self) -> Path:
+        """Where it is kept how to take repairs back."""
+        return self._path / "undo"
+
     def drop_journal(self, link_id: str) -> None:
         """Remove a link's journal: the link is no more."""
         shutil.rmtree(self.journal(link_id), ignore_errors=True)

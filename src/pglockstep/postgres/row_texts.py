@@ -40,7 +40,11 @@ def row_text(columns: Sequence[str], encoding: str) -> sql.Composed:
     # It quotes what needs it and tells NULL from ''. It comes from the types' output functions, so that no cast to
     # text hides a difference, be it char's, which drops blanks, or one that a user has defined. Any number of columns
     # that a table can have will do.
-    text = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns)))
+    return utf8(sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns))), encoding)
+
+
+def utf8(text: sql.Composed, encoding: str) -> sql.Composed:
+    """An SQL text of a database of this `encoding`, brought to UTF-8."""
     if encoding in _HASHED_AS_IS:
         return text
     # The bytes of the UTF-8 form, taken for text of this database: right for every single-byte encoding.

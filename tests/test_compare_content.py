@@ -5,37 +5,43 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
 
+import msgspec
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg import AsyncConnection, errors
-from psycopg.rows import TupleRow
 
 from fix_servers import Pair, drop_database, majors, on_all_pairs
-from pglockstep.compare import checksum
-from pglockstep.compare.checksum import Fingerprint, comparable_columns, fingerprint
-from pglockstep.errors import Inconclusive
+from pglockstep.compare import readings
+from pglockstep.compare.pairing import Pairing, comparable_columns
+from pglockstep.compare.readings import Place, Reader, Sums
+from pglockstep.errors import Inconclusive, SourceError
 from pglockstep.postgres.catalog import Column, Table, tables
 from pglockstep.postgres.connect import End, connect
 from pglockstep.postgres.names import QualifiedName
 
-
-async def taken(conn: AsyncConnection[TupleRow]) -> dict[str, Fingerprint]:
-    """The fingerprint of every table, by its name."""
-    return {
-        table.name.name: await fingerprint(conn, table, comparable_columns(table, table))
-        for table in await tables(conn)
-    }
+UTF8 = ("UTF8", "UTF8")
 
 
-def fingerprints(conninfo: str, *prepare: str) -> dict[str, Fingerprint]:
-    async def taking() -> dict[str, Fingerprint]:
-        async with await connect(End("source", "test", conninfo), "test") as conn:
+async def fingerprint(place: Place, table: Table, encodings: Sequence[str] = UTF8) -> Sums:
+    return await Reader(place, Pairing.of(table, table, encodings)).sums()
+
+
+async def taken(place: Place, encodings: Sequence[str]) -> dict[str, Sums]:
+    """The sums of every table, by its name."""
+    await place.demand_same_hashes()
+    return {table.name.name: await fingerprint(place, table, encodings) for table in await tables(place.conn)}
+
+
+def fingerprints(conninfo: str, *prepare: str, encodings: Sequence[str] = UTF8) -> dict[str, Sums]:
+    async def taking() -> dict[str, Sums]:
+        end = End("source", "test", conninfo)
+        async with await connect(end, "test") as conn:
             for statement in prepare:
                 await conn.execute(statement.encode())
-            return await taken(conn)
+            return await taken(Place(end, conn), encodings)
 
     return asyncio.run(taking())
 
@@ -91,6 +97,17 @@ TOLD_APART = [
     ("a text", "('')", "('\"\"')"),
     ("a text, b text", "('a,', 'b')", "('a', ',b')"),
     ("a text, b text", "('x', null)", "(null, 'x')"),
+    ("a text, b text", "('a|', 'b')", "('a', '|b')"),
+    ("a text, b text", "('|1|', '')", "('', '|1|')"),
+    ("a int, b text", "(1, '2')", "(12, '')"),
+    ("a int, b int", "(null, 1)", "(1, null)"),
+    ("a text, b int", "(null, 1)", "('1', null)"),
+    ("a text", "('~t')", "(null)"),
+    ("a int, b json, c json", "(1, '1', null)", "(1, null, '1')"),
+    ("a numeric, b text[]", "(null, '{~t}')", "(1, '{~t}')"),
+    ("a bool, b bool", "(true, null)", "(null, true)"),
+    ("a varchar(9), b bpchar", "('a', ' ')", "('a ', '')"),
+    ("a timestamptz", "('infinity')", "('-infinity')"),
     ("a text, b text", "('a', 'b'), ('c', 'd')", "('a', 'd'), ('c', 'b')"),
     ("a text", "('a'), ('a')", "('b'), ('b')"),
     ("a text", "('a')", "('a'), ('a')"),
@@ -143,16 +160,16 @@ def test_fingerprints_are_equal_exactly_when_the_multisets_of_rows_are(pair: Pai
         rows = st.lists(st.tuples(*[TEXTS] * width), max_size=5)
         one = data.draw(rows)
         other = data.draw(rows | st.just(random.Random(seed).sample(one, len(one))))
-        names = ["a", "b", "c"][:width]
+        few = msgspec.structs.replace(table, columns=table.columns[:width])
 
-        async def taking() -> tuple[Fingerprint, Fingerprint]:
+        async def taking() -> tuple[Sums, Sums]:
             both = []
             for content in (one, other):
                 await conn.execute("truncate public.t")
                 for row in content:
                     values = [*row, None, None, None][:3]
                     await conn.execute("insert into public.t values ($1, $2, $3)", values)
-                both.append(await fingerprint(conn, table, names))
+                both.append(await fingerprint(Place(end, conn), few))
             return both[0], both[1]
 
         first, second = runner.run(taking())
@@ -161,7 +178,8 @@ def test_fingerprints_are_equal_exactly_when_the_multisets_of_rows_are(pair: Pai
     with pair.on_source() as plain:
         plain.execute("create unlogged table t (a text, b varchar, c text)")
     with asyncio.Runner() as runner:
-        conn = runner.run(connect(End("source", "test", pair.source), "test"))
+        end = End("source", "test", pair.source)
+        conn = runner.run(connect(end, "test"))
         [table] = runner.run(tables(conn))
         holds()
         runner.run(conn.close())
@@ -188,7 +206,7 @@ def test_the_widest_and_the_narrowest_table_can_be_compared(pair: Pair) -> None:
         end.execute("insert into wide (c0, c1599) values (1, 2); insert into bare default values")
     source = fingerprints(pair.source)
     assert source == fingerprints(pair.target)
-    assert source["empty"] == Fingerprint(0, 0, 0)
+    assert source["empty"] == Sums(0, 0, 0)
     assert source["bare"].rows == 1
     pair.on_target().execute("update wide set c1599 = null")
     assert fingerprints(pair.target)["wide"] != source["wide"]
@@ -272,7 +290,8 @@ def test_the_encoding_of_a_database_makes_no_difference(pair: Pair, encoding: st
         conninfo = pair.target_server.conninfo(name)
         with psycopg.connect(conninfo, autocommit=True, client_encoding="UTF8") as conn:
             conn.execute(setup.encode())
-        assert fingerprints(conninfo) == fingerprints(pair.source)
+        both = ("UTF8", encoding)
+        assert fingerprints(conninfo, encodings=both) == fingerprints(pair.source, encodings=both)
     finally:
         drop_database(pair.target_server, name)
 
@@ -286,7 +305,7 @@ def test_rows_hidden_by_a_policy_are_an_error_not_a_difference(pair: Pair) -> No
         conn.execute("drop role if exists compare_reader; create role compare_reader")
         conn.execute("grant select on t to compare_reader")
     try:
-        with pytest.raises(errors.InsufficientPrivilege):
+        with pytest.raises(SourceError):
             fingerprints(pair.source, "set role compare_reader")
     finally:
         pair.on_source().execute("drop owned by compare_reader; drop role compare_reader")
@@ -295,6 +314,6 @@ def test_rows_hidden_by_a_policy_are_an_error_not_a_difference(pair: Pair) -> No
 def test_a_server_that_hashes_otherwise_is_inconclusive(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes of another byte order or of a future version are never taken for a difference."""
     pair.on_source().execute("create table t (a int)")
-    monkeypatch.setattr(checksum, "PROBE_HASH", 1)
+    monkeypatch.setattr(readings, "PROBE_HASH", 1)
     with pytest.raises(Inconclusive):
         fingerprints(pair.source)

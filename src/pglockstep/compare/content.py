@@ -1,0 +1,87 @@
+"""A row as one text in which no two different rows agree, and the same on both ends. Pure, but for the SQL that it composes.
+
+A text of the whole row, as ``ROW(…)::text`` writes it, quotes whatever might need it, letter by letter. Most columns need
+none of that: a number has no separator in it, and a string is delimited by its length. Only what is left is quoted.
+
+The forms are those of the types' own output functions: a cast to text that a user has defined hides nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+from psycopg import sql
+
+from pglockstep.postgres.catalog import Column, Table
+from pglockstep.postgres.row_texts import row_text, utf8
+
+#: Types in whose text there is neither ``|`` nor a ``~`` at the beginning.
+_PLAIN = {
+    "smallint", "integer", "bigint", "oid", "boolean", "real", "double precision", "numeric", "uuid", "bytea", "date",
+    "time without time zone", "time with time zone", "timestamp without time zone", "timestamp with time zone",
+    "interval",
+}  # fmt: skip
+#: Types of which the length of the text is known without it.
+_TEXTS = {"text", "character varying", "character", "bpchar"}
+#: As many arguments as a function takes.
+_MOST = 100
+
+_MODIFIER = re.compile(r" ?\([0-9, -]*\)")
+
+
+class Content(msgspec.Struct, frozen=True):
+    """The columns of a row by how they are written into its text; columns of one name are written alike on both ends."""
+
+    plain: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    quoted: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: Table, target: Table, columns: Sequence[str], *, measured: bool) -> Content:
+        """How `columns` of these two tables are written; `measured`: lengths of texts are the same on both ends."""
+        here, there = ({each.name: kind_of(each) for each in table.columns} for table in (source, target))
+        kinds = {name: here[name] if here[name] == there[name] else "quoted" for name in columns}
+        if not measured:
+            kinds = {name: "quoted" if kind == "texts" else kind for name, kind in kinds.items()}
+        found = cls(
+            *(tuple(name for name in columns if kinds[name] == kind) for kind in cls.__struct_fields__)
+        )
+        return found if len(found.plain) + 2 * len(found.texts) < _MOST - 2 else cls(quoted=tuple(columns))
+
+    def text(self, encoding: str) -> sql.Composed:
+        """The SQL of a row's text, in UTF-8 whatever the database's own `encoding`."""
+        free = [*self.plain, *self.texts]
+        if not free:
+            return row_text(self.quoted, encoding)
+        names = [sql.Identifier(each) for each in free]
+        # concat_ws leaves out what is NULL: so which ones are is said first
+        nulls = sql.SQL("CASE WHEN num_nulls({}) > 0 THEN '~' || concat({}) END").format(
+            sql.SQL(", ").join(names),
+            sql.SQL(", ").join(sql.SQL("{} IS NULL").format(each) for each in names),
+        )
+        parts: list[sql.Composable] = [nulls, *names[: len(self.plain)]]
+        for each in names[len(self.plain) :]:
+            parts += [sql.SQL("octet_length({})").format(each), each]
+        if self.quoted:
+            parts.append(row_text(self.quoted, "UTF8"))
+        return utf8(sql.SQL("concat_ws('|', {})").format(sql.SQL(", ").join(parts)), encoding)
+
+    def record(self) -> sql.Composed:
+        """The SQL of a row as a record, whose hash is that of its values: what its types call equal says the same in it."""
+        parts: list[sql.Composable] = [sql.Identifier(each) for each in (*self.plain, *self.texts)]
+        if self.quoted:
+            parts.append(sql.SQL('{} COLLATE "C"').format(row_text(self.quoted, "UTF8")))
+        return sql.SQL("ROW({})").format(sql.SQL(", ").join(parts))
+
+
+def kind_of(column: Column) -> str:
+    """How a column is written: the name of one of `Content`'s fields."""
+    name = base_name(column)
+    return "plain" if name in _PLAIN else "texts" if name in _TEXTS else "quoted"
+
+
+def base_name(column: Column) -> str:
+    """The name of a column's type, or of the one that a domain stands on, without its modifier."""
+    return _MODIFIER.sub("", column.base_type or column.type_name)

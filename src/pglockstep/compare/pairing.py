@@ -1,0 +1,86 @@
+"""One table as both ends have it: what its rows are compared by, and what each is known by. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from pglockstep.compare.content import Content, base_name
+from pglockstep.errors import Side
+from pglockstep.postgres.catalog import Column, Table
+
+#: Texts of the key's columns; for rows without a key, two hashes of all that they say.
+RowKey = tuple[str | int, ...]
+Kind = Literal["missing", "extra", "changed"]
+
+
+class Pairing(msgspec.Struct, frozen=True):
+    """Two tables of one name; `key` is the primary key that both have, in the source's order, or empty.
+
+    `where`: only rows of which this SQL is true. `fast`: rows are the same where their values are, as the types see it; what
+    differs then is compared exactly.
+    """
+
+    source: Table
+    target: Table
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    content: Content
+    where: str = ""
+    fast: bool = False
+
+    @classmethod
+    def of(
+        cls, source: Table, target: Table, encodings: Sequence[str], where: str = "", *, fast: bool = False
+    ) -> Pairing:
+        """The pairing of two tables of databases with these `encodings`."""
+        columns = comparable_columns(source, target)
+        same = set(source.primary_key) == set(target.primary_key)
+        measured = all(each == "UTF8" for each in encodings)
+        return cls(
+            source,
+            target,
+            columns,
+            source.primary_key if same else (),
+            Content.of(source, target, columns, measured=measured),
+            where,
+            fast and encodings[0] == encodings[1] and _alike(source, target, columns),
+        )
+
+    def at(self, side: Side) -> Table:
+        """The table at that end."""
+        return self.source if side == "source" else self.target
+
+    def key_columns(self, side: Side) -> list[Column]:
+        """The key's columns as that end has them, in the order of `key`."""
+        named = {column.name: column for column in self.at(side).columns}
+        return [named[name] for name in self.key]
+
+
+class RowDifference(msgspec.Struct, frozen=True):
+    """One row that differs; of equal rows without a key, so many `copies` of it. `contents`: what it said on either end."""
+
+    kind: Kind
+    key: RowKey
+    copies: int = 1
+    source: tuple[int, ...] | None = None
+    target: tuple[int, ...] | None = None
+
+
+def _alike(source: Table, target: Table, columns: Sequence[str]) -> bool:
+    """Whether these columns are of the same types on both ends, whose hashes then mean the same."""
+    here, there = ({each.name: base_name(each) for each in table.columns} for table in (source, target))
+    return all(here[name] == there[name] for name in columns)
+
+
+def comparable_columns(source: Table, target: Table) -> tuple[str, ...]:
+    """The columns to compare two tables by: those that both ends store, in the source's order.
+
+    A virtual generated column stores nothing: it follows from the others.
+    """
+    stored = {column.name for column in target.columns if column.generated != "v"}
+    return tuple(
+        column.name for column in source.columns if column.generated != "v" and column.name in stored
+    )
