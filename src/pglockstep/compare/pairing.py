@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+from psycopg import AsyncConnection
 
 from pglockstep.compare.content import Content, base_name
 from pglockstep.errors import Side
@@ -14,6 +15,19 @@ from pglockstep.postgres.catalog import Column, Table
 #: Texts of the key's columns; for rows without a key, two hashes of all that they say.
 RowKey = tuple[str | int, ...]
 Kind = Literal["missing", "extra", "changed"]
+
+
+class Server(msgspec.Struct, frozen=True):
+    """What of a server says how rows are written there: its major version, and its database's encoding."""
+
+    major: int
+    encoding: str = "UTF8"
+
+    @classmethod
+    def of(cls, conn: AsyncConnection[Any]) -> Server:
+        """The server behind a connection."""
+        encoding = conn.info.parameter_status("server_encoding") or "UTF8"
+        return cls(conn.info.server_version // 10000, encoding)
 
 
 class Pairing(msgspec.Struct, frozen=True):
@@ -33,20 +47,24 @@ class Pairing(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, source: Table, target: Table, encodings: Sequence[str], where: str = "", *, fast: bool = False
+        cls, source: Table, target: Table, servers: Sequence[Server], where: str = "", *, fast: bool = False
     ) -> Pairing:
-        """The pairing of two tables of databases with these `encodings`."""
+        """The pairing of two tables of these servers."""
         columns = comparable_columns(source, target)
         same = set(source.primary_key) == set(target.primary_key)
-        measured = all(each == "UTF8" for each in encodings)
+        measured = all(each.encoding == "UTF8" for each in servers)
+        same_major, same_encoding = (
+            len(set(each)) == 1
+            for each in ([each.major for each in servers], [each.encoding for each in servers])
+        )
         return cls(
             source,
             target,
             columns,
             source.primary_key if same else (),
-            Content.of(source, target, columns, measured=measured),
+            Content.of(source, target, columns, measured=measured, same_major=same_major),
             where,
-            fast and encodings[0] == encodings[1] and _alike(source, target, columns),
+            fast and same_encoding and _alike(source, target, columns),
         )
 
     def at(self, side: Side) -> Table:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pglockstep.compare.pace import Pace
-from pglockstep.compare.pairing import Pairing
+from pglockstep.compare.pairing import Pairing, Server
 from pglockstep.compare.readings import Reader
 from pglockstep.compare.sessions import Sessions
 from pglockstep.compare.table import Found, Matched, compare
@@ -133,13 +133,13 @@ async def verify(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | N
 async def _turn(link: Link, known: Pass, moments: Inside) -> None:
     both = ends(link.config)
     async with Sessions(both, 1, Pace(_PACE)) as sessions:
-        tables, encodings = await _tables(link, sessions)
+        tables, servers = await _tables(link, sessions)
         waiting = known.turn(sorted(tables))
         left, read = -(-len(waiting) // _SHARE), 0
         for name in waiting:
             if left <= 0 or read >= _BYTES:
                 break
-            pairing = Pairing.of(*tables[name], encodings)
+            pairing = Pairing.of(*tables[name], servers)
             read += await _size(sessions, pairing)
             left -= 1
             found = None
@@ -171,8 +171,8 @@ def _doubt(link: Link, name: QualifiedName, found: Found) -> None:
 
 async def _tables(
     link: Link, sessions: Sessions
-) -> tuple[Mapping[QualifiedName, tuple[Table, Table]], tuple[str, str]]:
-    """The tables that follow, as both ends have them; and how either end encodes texts."""
+) -> tuple[Mapping[QualifiedName, tuple[Table, Table]], list[Server]]:
+    """The tables that follow, as both ends have them; and what either server is."""
     async with sessions.pair() as (source, target):
         with translate(source.end):
             there = {each.name: each for each in await catalog.tables(source.conn)}
@@ -181,7 +181,7 @@ async def _tables(
             names = await following(link, target.conn)
         return (
             {name: (there[name], here[name]) for name in names if name in there and name in here},
-            (source.encoding, target.encoding),
+            [Server.of(source.conn), Server.of(target.conn)],
         )
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from pglockstep.compare import grants, large_objects, schema, views
 from pglockstep.compare.pace import UNHURRIED, Pace
-from pglockstep.compare.pairing import Pairing, RowDifference
+from pglockstep.compare.pairing import Pairing, RowDifference, Server
 from pglockstep.compare.sequences import SequenceBehind, behind
 from pglockstep.compare.sessions import Sessions
 from pglockstep.compare.table import PROVEN, Found, Moments, compare
@@ -138,10 +138,7 @@ async def compared(ends: Ends, selection: Selection, moments: Moments | None, sc
             tables.append({t.name: t for t in await catalog.tables(conn) if selection.carries(*t.name)})
     _demand_carried(scope.tables, tables[0].keys() | tables[1].keys())
     there, here = ({name: each[name] for name in scope.tables or each if name in each} for each in tables)
-    encodings = [
-        conn.info.parameter_status("server_encoding") or "UTF8"
-        for conn in (ends.source_conn, ends.target_conn)
-    ]
+    servers = [Server.of(conn) for conn in (ends.source_conn, ends.target_conn)]
     found: dict[QualifiedName, Compared] = {}
     names = iter(sorted(there.keys() | here.keys()))
 
@@ -151,7 +148,7 @@ async def compared(ends: Ends, selection: Selection, moments: Moments | None, sc
             if source is None or target is None:
                 found[name] = await _on_one_end(ends, source, target)
             else:
-                pairing = Pairing.of(source, target, encodings, scope.where, fast=scope.fast)
+                pairing = Pairing.of(source, target, servers, scope.where, fast=scope.fast)
                 found[name] = await _of_both(pairing, sessions, moments, scope.proven)
 
     async with Sessions(ends.both, scope.jobs, scope.pace) as sessions:

@@ -40,7 +40,12 @@ def row_text(columns: Sequence[str], encoding: str) -> sql.Composed:
     # It quotes what needs it and tells NULL from ''. It comes from the types' output functions, so that no cast to
     # text hides a difference, be it char's, which drops blanks, or one that a user has defined. Any number of columns
     # that a table can have will do.
-    return utf8(sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns))), encoding)
+    return record_text([sql.Identifier(each) for each in columns], encoding)
+
+
+def record_text(values: Sequence[sql.Composable], encoding: str) -> sql.Composed:
+    """The text of a record of these values, as `row_text` has that of a row."""
+    return utf8(sql.SQL("ROW({})::text").format(sql.SQL(", ").join(values)), encoding)
 
 
 def utf8(text: sql.Composed, encoding: str) -> sql.Composed:
