@@ -84,6 +84,7 @@ class Outlet:
         self._unapplied_since: float | None = None
         self._failed: Exception | None = None
         self._silent: LockstepError | None = None
+        self._cutting = asyncio.Lock()
         #: how far the target has everything on its disk
         self.flushed = Lsn(0)
 
@@ -210,8 +211,13 @@ class Outlet:
     async def cut(self, moment: Callable[[], Awaitable[Lsn]], look: Callable[[], Awaitable[None]]) -> None:
         """Have `look` find the target with exactly what committed before the LSN that `moment` comes to.
 
-        Nothing new is applied meanwhile, for `_CUT` seconds at the most; raises `TimeoutError` if that is not enough.
+        Nothing new is applied meanwhile, for `_CUT` seconds at the most; raises `TimeoutError` if that is not enough. One after
+        the other: the end of one would be the end of what another waits for.
         """
+        async with self._cutting:
+            await self._cut(moment, look)
+
+    async def _cut(self, moment: Callable[[], Awaitable[Lsn]], look: Callable[[], Awaitable[None]]) -> None:
         try:
             async with asyncio.timeout(_CUT):
                 # whatever is under way now is before that moment

@@ -1,0 +1,67 @@
+"""Stopping for one moment is exact: whoever looks then sees just what was committed before it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+from fix_servers import Pair
+from pglockstep.apply.applier import Applier
+from pglockstep.apply.batch import BatchBuilder
+from pglockstep.link.outlet import Outlet
+from pglockstep.postgres.catalog import Table
+from pglockstep.postgres.connect import End, connect
+from pglockstep.postgres.names import QualifiedName
+from pglockstep.units import Lsn
+
+NOWHERE = End("target", "test", "")
+
+
+def no_table(name: QualifiedName) -> Table:
+    raise AssertionError(name)
+
+
+def test_the_end_of_one_moment_is_not_the_end_of_another() -> None:
+    """A check's and a verification's at once: each has nothing applied for as long as it looks."""
+
+    async def looking() -> None:
+        builder = BatchBuilder("test", Lsn(0), no_table)
+        applier = SimpleNamespace(builder=builder, in_transaction=False, progress=Lsn(0))
+        journal = SimpleNamespace(in_transaction=False, position=Lsn(1000))
+        nobody: Any = None
+        reader = SimpleNamespace(level=True)
+        outlet = Outlet(NOWHERE, cast(Any, journal), cast(Any, reader), cast(Any, applier), nobody, nobody)
+
+        async def one(lsn: Lsn, seconds: float) -> None:
+            async def moment() -> Lsn:
+                return lsn
+
+            async def look() -> None:
+                await asyncio.sleep(seconds)
+                assert builder.cut == lsn
+
+            await outlet.cut(moment, look)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one(Lsn(40), 0.1))
+            group.create_task(one(Lsn(50), 0.3))
+        assert builder.cut == 0
+
+    asyncio.run(looking())
+
+
+def test_a_transaction_that_is_about_to_begin_is_under_way(pair: Pair) -> None:
+    """A TRUNCATE has its BEGIN sent by itself: nobody may take the target for at rest while that is on its way."""
+
+    async def beginning() -> None:
+        end = End("target", "test", pair.target)
+        async with await connect(end, "test") as conn:
+            applier = Applier(end, conn, "test", Lsn(0))
+            begun = asyncio.create_task(applier._begin())
+            await asyncio.sleep(0)
+            assert not begun.done()
+            assert applier.in_transaction
+            await begun
+
+    asyncio.run(beginning())
