@@ -145,3 +145,17 @@ def test_a_table_that_differs_is_not_known() -> None:
     known.note(a, at, "inconclusive")
     assert known.over_all([a, b]) == (at, "inconclusive")
     assert known.over_all([]) is None
+
+
+def test_tables_that_differ_do_not_take_every_turn() -> None:
+    """While nobody heals them the others are compared all the same."""
+    known = Pass()
+    names = [QualifiedName("s", letter) for letter in "abcdef"]
+    at = datetime(2024, 1, 1, tzinfo=UTC)
+    seen = set()
+    for _ in range(3):
+        for name in known.turn(names)[:2]:
+            at += timedelta(seconds=1)
+            seen.add(name)
+            known.note(name, at, "different" if name.name in "ab" else "identical")
+    assert seen == set(names)
