@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from fix_servers import Pair
 from pglockstep.apply.applier import Applier
 from pglockstep.apply.batch import BatchBuilder
+from pglockstep.errors import Inconclusive
+from pglockstep.link.matching import taken
 from pglockstep.link.outlet import Outlet
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect
 from pglockstep.postgres.names import QualifiedName
-from pglockstep.units import Lsn
+from pglockstep.units import LAST_LSN, Lsn
+from test_repair import linked
 
 NOWHERE = End("target", "test", "")
 
@@ -22,16 +29,22 @@ def no_table(name: QualifiedName) -> Table:
     raise AssertionError(name)
 
 
+def at_rest() -> Outlet:
+    """One that has applied all there is."""
+    builder = BatchBuilder("test", Lsn(0), no_table)
+    applier = SimpleNamespace(builder=builder, in_transaction=False, progress=Lsn(0))
+    journal = SimpleNamespace(in_transaction=False, position=LAST_LSN)
+    nobody: Any = None
+    reader = SimpleNamespace(level=True)
+    return Outlet(NOWHERE, cast(Any, journal), cast(Any, reader), cast(Any, applier), nobody, nobody)
+
+
 def test_the_end_of_one_moment_is_not_the_end_of_another() -> None:
     """A check's and a verification's at once: each has nothing applied for as long as it looks."""
 
     async def looking() -> None:
-        builder = BatchBuilder("test", Lsn(0), no_table)
-        applier = SimpleNamespace(builder=builder, in_transaction=False, progress=Lsn(0))
-        journal = SimpleNamespace(in_transaction=False, position=Lsn(1000))
-        nobody: Any = None
-        reader = SimpleNamespace(level=True)
-        outlet = Outlet(NOWHERE, cast(Any, journal), cast(Any, reader), cast(Any, applier), nobody, nobody)
+        outlet = at_rest()
+        builder = outlet.applier.builder
 
         async def one(lsn: Lsn, seconds: float) -> None:
             async def moment() -> Lsn:
@@ -65,3 +78,22 @@ def test_a_transaction_that_is_about_to_begin_is_under_way(pair: Pair) -> None:
             await begun
 
     asyncio.run(beginning())
+
+
+@pytest.mark.superusers
+def test_a_source_without_a_free_slot_allows_of_no_moment(pair: Pair, tmp_path: Path) -> None:
+    """That is no failure of whoever compares: its table is inconclusive, and says why."""
+    link = linked(pair, tmp_path)
+    record: Any = SimpleNamespace(id="test", slot="test")
+    filling = pair.on_source()
+    free = "current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)"
+    filling.execute(
+        f"SELECT pg_create_logical_replication_slot('full_' || n, 'pgoutput', true) FROM generate_series(1, {free}) AS n".encode()
+    )
+
+    async def looking() -> None:
+        async with AsyncExitStack() as kept:
+            with pytest.raises(Inconclusive, match="no free replication slot"):
+                await taken(link, record, at_rest(), kept)
+
+    asyncio.run(looking())

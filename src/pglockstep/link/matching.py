@@ -155,7 +155,19 @@ async def _serve(
 
 
 async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
-    """Two snapshots that show one moment, open for as long as `kept` is. Raises `Inconclusive` if it does not come in time."""
+    """Two snapshots that show one moment, open for as long as `kept` is.
+
+    Raises `Inconclusive` if it does not come in time, or an end has no room or no right for it: a slot, a session.
+    """
+    try:
+        return await _taken(link, record, outlet, kept)
+    except EndError as error:
+        raise Inconclusive(
+            f"the ends could not be seen at one moment: {error.message}", hint=error.hint
+        ) from error
+
+
+async def _taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
     source, target = ends(link.config)
     # making the slot has a patience of its own
     stream = await ReplicationConnection.open(msgspec.structs.replace(source, lock_timeout=0.0))
