@@ -149,6 +149,10 @@ async def _turn(link: Link, known: Pass, moments: Inside) -> None:
                 found = await compare(pairing, sessions, moments)
             except Inconclusive as error:
                 log.info("table %s was not verified: %s", name, error, extra=link.about("verify.failed"))
+            except LockstepError:
+                # the others have their turns before it is tried again
+                known.note(name, datetime.now(UTC), "inconclusive")
+                raise
             known.note(name, datetime.now(UTC), _verdict(found))
             if found is not None and found.differs:
                 _doubt(link, name, found)
