@@ -214,6 +214,16 @@ def test_a_little_each_time_does_not_go_round_the_guard(pair: Pair, cli: Cli, pa
         assert target.execute("SELECT FROM t").rowcount == left
 
 
+def test_nor_does_a_column_that_becomes_null(pair: Pair, cli: Cli) -> None:
+    """What is not looked at is taken to be like the rest."""
+    guarded(pair, cli, "1, 100")
+    pair.on_target().execute("UPDATE t SET v = NULL")
+    done = cli("repair", "--direction", "target-to-source", "--limit", "40", "--apply", "--yes")
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert "v would become NULL in 100 of its 100 rows" in done.stderr
+    assert pair.on_source().execute("SELECT FROM t WHERE v IS NULL").rowcount == 0
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_what_was_announced_is_used_up_once(pair: Pair, cli: Cli, live: bool) -> None:
     """The other way round the stream brings what goes on the source, and is judged by the same announcement."""

@@ -135,7 +135,7 @@ async def _planned(
         gone, come = max(gone, goes or 0, held - given), max(come, comes or 0)
     allowed: dict[str, int] = {}
     against = []
-    for each in too_much(link.rules.of(name), held, gone, come, turned):
+    for each in too_much(link.rules.of(name), held, gone, come, turned, changed=result.changed or 0):
         used: dict[str, int] = dict(allowed)
         if may_go(link, name, each.rows, used, each.kind):
             # of what was announced, that is used up which is done now
