@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from fix_servers import Pair
+from fix_servers import Cli, Pair, wait_until
 from pglockstep.apply.applier import Applier
 from pglockstep.apply.batch import BatchBuilder
 from pglockstep.errors import Inconclusive
 from pglockstep.link.matching import taken
 from pglockstep.link.outlet import Outlet
+from pglockstep.observe.requests import MomentWanted, Requests
+from pglockstep.observe.state import StateDirectory
 from pglockstep.postgres.catalog import Table
-from pglockstep.postgres.connect import End, connect
+from pglockstep.postgres.connect import End, connect, fingerprint
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import LAST_LSN, Lsn
 from test_repair import linked
+from test_run import daemon
 
 NOWHERE = End("target", "test", "")
 
@@ -97,3 +101,26 @@ def test_a_source_without_a_free_slot_allows_of_no_moment(pair: Pair, tmp_path: 
                 await taken(link, record, at_rest(), kept)
 
     asyncio.run(looking())
+
+
+@pytest.mark.unguarded
+@pytest.mark.xfail(
+    strict=True, reason="one after the other is served, and what a killed command had is kept for a minute"
+)
+def test_a_command_that_was_killed_is_not_in_the_way_of_others(pair: Pair, cli: Cli) -> None:
+    """It cannot let go of its moment; whoever wants one after it has it all the same, as long as a command waits."""
+    pair.on_source().execute("CREATE TABLE t (id int PRIMARY KEY)")
+    with daemon(cli, pair):
+        requests = Requests(StateDirectory(cli.directory / "state"))
+        key = fingerprint(pair.source, pair.target)
+        wanted = [
+            requests.ask_for_moment(key, MomentWanted(by="nobody", at=datetime.now(UTC))) for _ in range(2)
+        ]
+
+        def answered(number: int) -> bool:
+            found = requests.moment(wanted[number].id)
+            return found is not None and bool(found.source)
+
+        wait_until(lambda: answered(0), 15, "the first to be answered")
+        print("the first has a moment")
+        wait_until(lambda: answered(1), 15, "the second to be answered")
