@@ -26,6 +26,11 @@ _PLAIN = {
 }  # fmt: skip
 #: Types of which the length of the text is known without it.
 _TEXTS = {"text", "character varying", "character", "bpchar"}
+#: Types that have room for every value of their kind; one without a modifier rounds and cuts nothing off.
+_WIDEST = {
+    "smallint": "bigint", "integer": "bigint", "bigint": "bigint", "numeric": "numeric",
+    "character varying": "character varying", "character": "bpchar", "bpchar": "bpchar",
+}  # fmt: skip
 #: As many arguments as a function takes.
 _MOST = 100
 
@@ -62,11 +67,11 @@ class Content(msgspec.Struct, frozen=True):
         return cls(plain, texts, quoted, forms)
 
     def text(self, encoding: str) -> sql.Composed:
-        """The SQL of a row's text, in UTF-8 whatever the database's own `encoding`."""
+        """The SQL of the text of a row of ``t``, in UTF-8 whatever the database's own `encoding`."""
         free = [*self.plain, *self.texts]
         if not free:
             return record_text(self._quoted(), encoding)
-        names = [sql.Identifier(each) for each in free]
+        names = [sql.Identifier("t", each) for each in free]
         # concat_ws leaves out what is NULL: so which ones are is said first
         nulls = sql.SQL("CASE WHEN num_nulls({}) > 0 THEN '~' || concat({}) END").format(
             sql.SQL(", ").join(names),
@@ -80,8 +85,8 @@ class Content(msgspec.Struct, frozen=True):
         return utf8(sql.SQL("concat_ws('|', {})").format(sql.SQL(", ").join(parts)), encoding)
 
     def record(self) -> sql.Composed:
-        """The SQL of a row as a record, whose hash is that of its values: what its types call equal says the same in it."""
-        parts: list[sql.Composable] = [sql.Identifier(each) for each in (*self.plain, *self.texts)]
+        """The SQL of a row of ``t`` as a record, whose hash is that of its values: the same for what its types call equal."""
+        parts: list[sql.Composable] = [sql.Identifier("t", each) for each in (*self.plain, *self.texts)]
         if self.quoted:
             parts.append(sql.SQL('{} COLLATE "C"').format(record_text(self._quoted(), "UTF8")))
         return sql.SQL("ROW({})").format(sql.SQL(", ").join(parts))
@@ -92,7 +97,8 @@ class Content(msgspec.Struct, frozen=True):
 
 def _read(name: str, type_name: str | None) -> sql.Composable:
     form = None if type_name is None else portable(type_name)
-    return sql.Identifier(name) if form is None else form.format(value=sql.Identifier(name))
+    column = sql.Identifier("t", name)
+    return column if form is None else form.format(value=column)
 
 
 def _forms(source: Table, target: Table, columns: Sequence[str]) -> dict[str, str]:
@@ -109,6 +115,12 @@ def kind_of(column: Column) -> str:
     """How a column is written: the name of one of `Content`'s fields."""
     name = base_name(column)
     return "plain" if name in _PLAIN else "texts" if name in _TEXTS else "quoted"
+
+
+def comparable_type(column: Column) -> str:
+    """The type that values of this column and of its like on the other end are compared in: it has room for both."""
+    name = base_name(column)
+    return _WIDEST.get(name, column.base_type or column.type_name)
 
 
 def base_name(column: Column) -> str:

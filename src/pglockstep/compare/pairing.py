@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 from psycopg import AsyncConnection
 
-from pglockstep.compare.content import Content, base_name
+from pglockstep.compare.content import Content, base_name, comparable_type, kind_of
 from pglockstep.errors import Side
 from pglockstep.postgres.catalog import Column, Table
 
@@ -33,8 +33,8 @@ class Server(msgspec.Struct, frozen=True):
 class Pairing(msgspec.Struct, frozen=True):
     """Two tables of one name; `key` is the primary key that both have, in the source's order, or empty.
 
-    `where`: only rows of which this SQL is true. `fast`: rows are the same where their values are, as the types see it; what
-    differs then is compared exactly.
+    `where`: only rows of which this SQL is true, on one end at least. `fast`: rows are the same where their values are, as the
+    types see it; what differs then is compared exactly.
     """
 
     source: Table
@@ -51,7 +51,9 @@ class Pairing(msgspec.Struct, frozen=True):
     ) -> Pairing:
         """The pairing of two tables of these servers."""
         columns = comparable_columns(source, target)
-        same = set(source.primary_key) == set(target.primary_key)
+        same = set(source.primary_key) == set(target.primary_key) and _comparable(
+            source, target, source.primary_key
+        )
         measured = all(each.encoding == "UTF8" for each in servers)
         same_major, same_encoding = (
             len(set(each)) == 1
@@ -85,6 +87,17 @@ class RowDifference(msgspec.Struct, frozen=True):
     copies: int = 1
     source: tuple[int, ...] | None = None
     target: tuple[int, ...] | None = None
+
+
+def _comparable(source: Table, target: Table, key: Sequence[str]) -> bool:
+    """Whether each end can take the other's values of these columns: a text is no number."""
+    here, there = ({each.name: each for each in table.columns} for table in (source, target))
+    return all(
+        comparable_type(here[name]) == comparable_type(there[name])
+        or base_name(here[name]) == base_name(there[name])
+        or kind_of(here[name]) == kind_of(there[name]) == "texts"
+        for name in key
+    )
 
 
 def _alike(source: Table, target: Table, columns: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import msgspec
@@ -39,6 +39,8 @@ _LOOK_EVERY = 0.2
 #: How long whoever asked waits, and how long snapshots are kept for one who does not let go of them.
 _PATIENCE = 15.0
 _KEPT = 60.0
+#: How many of these there are at once; each has three sessions of its own, and a slot while it is made.
+_AT_ONCE = 3
 
 
 class Alone:
@@ -119,43 +121,63 @@ class Beside:
 
 
 async def serve(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | None]) -> None:
-    """Make moments for those who ask, until cancelled."""
+    """Make moments for those who ask, until cancelled: beside each other, as one who was killed lets go of none."""
     requests = Requests(link.state)
-    while True:
-        await asyncio.sleep(_LOOK_EVERY)
-        try:
-            for wanted in requests.moments_wanted(link.key):
-                if wanted.source or wanted.refused:
-                    # its daemon is gone, and with it the snapshots
-                    requests.forget_moment(wanted.id)
-                else:
-                    await _serve(link, record, outlet(), requests, wanted)
-        except LockstepError as error:
-            # a state directory that is gone is told of by the journal, which knows what is lost with it
-            log.debug("no moment was made: %s", error, extra=link.about("moment.failed"))
+    at_it: dict[str, asyncio.Task[None]] = {}
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            at_it = {id: task for id, task in at_it.items() if not task.done()}
+            try:
+                for wanted in requests.moments_wanted(link.key):
+                    if wanted.id in at_it or len(at_it) >= _AT_ONCE:
+                        continue
+                    if wanted.source or wanted.refused:
+                        # its daemon is gone, and with it the snapshots; or it was kept for long enough
+                        requests.forget_moment(wanted.id)
+                    else:
+                        serving = _serve(link, record, outlet(), requests, wanted)
+                        at_it[wanted.id] = tasks.create_task(serving, name="moment")
+            except LockstepError as error:
+                # a state directory that is gone is told of by the journal, which knows what is lost with it
+                log.debug("no moment was made: %s", error, extra=link.about("moment.failed"))
 
 
 async def _serve(
     link: Link, record: LinkRecord, outlet: Outlet | None, requests: Requests, wanted: MomentWanted
 ) -> None:
     async with AsyncExitStack() as kept:
-        try:
-            if outlet is None:
-                raise Inconclusive("nothing is being applied at the moment")
-            found = await taken(link, record, outlet, kept)
-        except (Inconclusive, EndError) as error:
-            requests.answer(msgspec.structs.replace(wanted, refused=error.message))
-            return
-        requests.answer(msgspec.structs.replace(wanted, source=found.source, target=found.target))
-        end = time.monotonic() + _KEPT
-        while True:
-            if time.monotonic() >= end or requests.moment(wanted.id) is None:
+        with suppress(LockstepError):
+            # a state directory that is gone is no place for an answer
+            try:
+                if outlet is None:
+                    raise Inconclusive("nothing is being applied at the moment")
+                found = await taken(link, record, outlet, kept)
+            except (Inconclusive, EndError) as error:
+                requests.answer(msgspec.structs.replace(wanted, refused=error.message))
                 return
-            await asyncio.sleep(_LOOK_EVERY)
+            requests.answer(msgspec.structs.replace(wanted, source=found.source, target=found.target))
+            end = time.monotonic() + _KEPT
+            while True:
+                if time.monotonic() >= end or requests.moment(wanted.id) is None:
+                    return
+                await asyncio.sleep(_LOOK_EVERY)
 
 
 async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
-    """Two snapshots that show one moment, open for as long as `kept` is. Raises `Inconclusive` if it does not come in time."""
+    """Two snapshots that show one moment, open for as long as `kept` is.
+
+    Raises `Inconclusive` if it does not come in time, or an end has no room or no right for it: a slot, a session.
+    """
+    try:
+        return await _taken(link, record, outlet, kept)
+    except EndError as error:
+        raise Inconclusive(
+            f"the ends could not be seen at one moment: {error.message}", hint=error.hint
+        ) from error
+
+
+async def _taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
     source, target = ends(link.config)
     # making the slot has a patience of its own
     stream = await ReplicationConnection.open(msgspec.structs.replace(source, lock_timeout=0.0))

@@ -86,6 +86,7 @@ class Outlet:
         self._unapplied_since: float | None = None
         self._failed: Exception | None = None
         self._silent: LockstepError | None = None
+        self._cutting = asyncio.Lock()
         #: how far the target has everything on its disk
         self.flushed = Lsn(0)
 
@@ -215,8 +216,15 @@ class Outlet:
         """Have `look` find the target with exactly what committed before the LSN that `moment` comes to.
 
         `start` is where the source is now, and that LSN is behind it. What commits there or later waits meanwhile, for `_CUT`
-        seconds at the most; so may what is before it, to be applied. Raises `TimeoutError` if it does not come to that.
+        seconds at the most; so may what is before it, to be applied. Raises `TimeoutError` if it does not come to that. One
+        after the other: the end of one would be the end of what another waits for.
         """
+        async with self._cutting:
+            await self._cut(start, moment, look)
+
+    async def _cut(
+        self, start: Lsn, moment: Callable[[], Awaitable[Lsn]], look: Callable[[], Awaitable[None]]
+    ) -> None:
         try:
             # what has been taken by now is before that moment
             self._cut_at(start)

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 
 from pglockstep.compare.pairing import Pairing, RowDifference, RowKey
 from pglockstep.compare.readings import RowValues
@@ -83,7 +81,6 @@ async def plan_at(level: Level, link: Link, scope: Scope, direction: Direction) 
     scope = msgspec.structs.replace(scope, jobs=link.config.jobs)
     found = await compared(level.ends, link.selection, level.moments, scope)
     receiver: Side = "target" if direction == "source-to-target" else "source"
-    conn = level.ends.target_conn if receiver == "target" else level.ends.source_conn
     with translate(level.ends.target):
         await link.learn(level.ends.target_conn)
     tables, left = [], []
@@ -92,7 +89,7 @@ async def plan_at(level: Level, link: Link, scope: Scope, direction: Direction) 
             if reason := _unrepairable(each):
                 left.append((QualifiedName(each.result.schema, each.result.table), reason))
             elif each.rows:
-                tables.append(await _planned(link, level.ends, conn, sessions, each, receiver, scope.proven))
+                tables.append(await _planned(link, level.ends, sessions, each, receiver, scope.proven))
     return Plan(link.config.name, receiver, tables, left)
 
 
@@ -112,7 +109,6 @@ def _unrepairable(found: Compared) -> str:
 async def _planned(
     link: Link,
     ends: Ends,
-    conn: AsyncConnection[TupleRow],
     sessions: Sessions,
     found: Compared,
     receiver: Side,
@@ -129,12 +125,30 @@ async def _planned(
         for row in portion:
             if row.key in giver and row.key in receives:
                 turned.note(receives[row.key].texts, giver[row.key].texts)
-    with translate(ends.target if receiver == "target" else ends.source):
-        held = await questions.count(conn, pairing.at(receiver).name)
+    with translate(ends.source):
+        of_source = await questions.count(ends.source_conn, pairing.source.name)
+    with translate(ends.target):
+        of_target = await questions.count(ends.target_conn, pairing.target.name)
+    held, given = (of_target, of_source) if receiver == "target" else (of_source, of_target)
     name = pairing.source.name
-    used: dict[str, int] = {}
-    against = too_much(link.rules.of(name), held, counts.deletes, counts.inserts, turned)
     result = found.result
+    gone, come = counts.deletes, counts.inserts
+    if gone:
+        # a part of what is too much is too much: a little each time, by --limit or --where, takes it all
+        goes, comes = (
+            (result.extra, result.missing) if receiver == "target" else (result.missing, result.extra)
+        )
+        gone, come = max(gone, goes or 0, held - given), max(come, comes or 0)
+    allowed: dict[str, int] = {}
+    against = []
+    for each in too_much(link.rules.of(name), held, gone, come, turned, changed=result.changed or 0):
+        used: dict[str, int] = dict(allowed)
+        if may_go(link, name, each.rows, used, each.kind):
+            # of what was announced, that is used up which is done now
+            now = min(each.rows, counts.updates if each.kind == "update" else counts.deletes)
+            allowed |= {key: allowed.get(key, 0) + now for key in used if used[key] != allowed.get(key, 0)}
+        else:
+            against.append(each)
     every = sum(each or 0 for each in (result.missing, result.extra, result.changed))
     return TablePlan(
         pairing,
@@ -143,8 +157,8 @@ async def _planned(
         counts.deletes,
         counts.updates,
         every - counts.inserts - counts.deletes - counts.updates,
-        tuple([each for each in against if not may_go(link, name, each.rows, used, each.kind)]),
-        used,
+        tuple(against),
+        allowed,
     )
 
 

@@ -51,15 +51,19 @@ class Pass:
 
     def __init__(self) -> None:
         self._known: dict[QualifiedName, tuple[datetime, Verdict]] = {}
+        self._looked_at: dict[QualifiedName, datetime] = {}
 
     def turn(self, tables: Sequence[QualifiedName]) -> list[QualifiedName]:
         """Those of the tables whose turn it may be, the longest not compared first; what is gone is forgotten."""
         self._known = {name: self._known[name] for name in tables if name in self._known}
+        self._looked_at = {name: self._looked_at[name] for name in tables if name in self._looked_at}
         never = datetime.min.replace(tzinfo=UTC)
-        return sorted(tables, key=lambda name: (self._known[name][0] if name in self._known else never, name))
+        # those that differ, too: while nobody heals them they would take every turn
+        return sorted(tables, key=lambda name: (self._looked_at.get(name, never), name))
 
     def note(self, name: QualifiedName, at: datetime, verdict: Verdict) -> None:
         """A table was compared; one that differs is not known until it is compared again."""
+        self._looked_at[name] = at
         if verdict == "different":
             self._known.pop(name, None)
         else:
@@ -147,6 +151,10 @@ async def _turn(link: Link, known: Pass, moments: Inside) -> None:
                 found = await compare(pairing, sessions, moments)
             except Inconclusive as error:
                 log.info("table %s was not verified: %s", name, error, extra=link.about("verify.failed"))
+            except LockstepError:
+                # the others have their turns before it is tried again
+                known.note(name, datetime.now(UTC), "inconclusive")
+                raise
             known.note(name, datetime.now(UTC), _verdict(found))
             if found is not None and found.differs:
                 _doubt(link, name, found)
