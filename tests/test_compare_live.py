@@ -230,6 +230,23 @@ def test_it_waits_for_a_target_that_is_behind(pair: Pair, cli: Cli) -> None:
         assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.superusers
+def test_a_standby_that_is_away_keeps_no_check_waiting(pair: Pair, cli: Cli) -> None:
+    """A source that waits with every commit for a standby that is not there: its users do, a barrier does not."""
+    pair.on_source().execute(HOT.encode())
+    source = pair.on_source()
+    with daemon(cli, pair):
+        assert checked(cli, pair)["verdict"] == "identical"
+        pair.on_target().execute("UPDATE quiet SET v = 'w' WHERE id = 1")
+        try:
+            source.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+            source.execute("SELECT pg_reload_conf()")
+            assert of(checked(cli, pair, 1), "quiet")["changed"] == 1
+        finally:
+            source.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            source.execute("SELECT pg_reload_conf()")
+
+
 @pytest.mark.soak
 def test_fifty_checks_under_pgbench(pair: Pair, cli: Cli) -> None:
     """pgbench at full speed, 50 checks: never different, never inconclusive; and a planted difference is found each time."""

@@ -33,7 +33,7 @@ CREATE FUNCTION mailed() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
 CREATE TRIGGER mailed AFTER INSERT OR UPDATE OR DELETE ON parent FOR EACH ROW EXECUTE FUNCTION mailed();
 ALTER TABLE parent DISABLE TRIGGER mailed;
 INSERT INTO parent SELECT n, 'name ' || n, 'note' FROM generate_series(1, 2000) AS n;
-INSERT INTO child (parent, v) SELECT 1 + n % 2000, '{"n": 1}' FROM generate_series(1, 4000) AS n;
+INSERT INTO child (parent, v) SELECT 1 + n % 90, '{"n": 1}' FROM generate_series(1, 4000) AS n;
 INSERT INTO bare SELECT n % 100, 'b' FROM generate_series(1, 1000) AS n;
 ALTER TABLE parent ENABLE TRIGGER mailed;
 """

@@ -36,6 +36,7 @@ from pglockstep.link.verify import Scope, compared
 from pglockstep.postgres import privileges
 from pglockstep.postgres.connect import End, connect, translate
 from pglockstep.postgres.firing import would_fire
+from pglockstep.postgres.foreign_keys import broken
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.privileges import Facts
 
@@ -192,6 +193,15 @@ class _Job:
                 raise self._refused(
                     f"constraint {constraint} of {table.name} on the {self._side} may be deferred, and would not hold",
                     "nothing was changed; repair the rows that hold its values as well, or by hand",
+                )
+        if self._side == "source":
+            # what the target has more or less of may be what others of the source refer to
+            with translate(self._place.end):
+                key = await broken(self._place.conn, self.done.keys())
+            if key is not None:
+                raise self._refused(
+                    f"{key} on the source would not hold any more",
+                    "nothing was changed; repair both tables at once, or what refers to it on the target first",
                 )
 
     @property

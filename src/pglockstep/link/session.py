@@ -113,6 +113,8 @@ async def demand_slot(
 async def emit_barrier(conn: AsyncConnection[TupleRow], source: End, link: str) -> Lsn:
     """Write a barrier into the source's WAL; a target whose progress has reached the result holds all before it."""
     with translate(source):
+        # a standby that is away makes nobody wait for us
+        await conn.execute("SET synchronous_commit = local")
         cursor = await conn.execute(
             "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)", [BARRIER_PREFIX, link]
         )
