@@ -162,7 +162,7 @@ def test_beside_a_daemon_under_load(pair: Pair, cli: Cli) -> None:
         try:
             pair.on_target().execute(
                 "SET session_replication_role = replica; DELETE FROM child WHERE id <= 300;"
-                "UPDATE child SET parent = 7 WHERE id BETWEEN 301 AND 600; INSERT INTO bare VALUES (-1, 'x')"
+                "UPDATE child SET parent = 95 WHERE id BETWEEN 301 AND 600; INSERT INTO bare VALUES (-1, 'x')"
             )
             done = json.loads(run(cli, pair, "--apply", "--yes", "--json").stdout)
             assert done["verdict"] == "identical"
