@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 from psycopg import AsyncConnection
@@ -121,11 +122,29 @@ class Beside:
 async def serve(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | None]) -> None:
     """Make moments for those who ask, until cancelled."""
     requests = Requests(link.state)
+    passing: dict[str, asyncio.Task[None]] = {}
+    try:
+        await _serve_all(link, record, outlet, requests, passing)
+    finally:
+        for task in passing.values():
+            task.cancel()
+
+
+async def _serve_all(
+    link: Link,
+    record: LinkRecord,
+    outlet: Callable[[], Outlet | None],
+    requests: Requests,
+    passing: dict[str, asyncio.Task[None]],
+) -> None:
     while True:
         await asyncio.sleep(_LOOK_EVERY)
         try:
             for wanted in requests.moments_wanted(link.key):
-                if wanted.source or wanted.refused:
+                if wanted.only_passes:
+                    if wanted.id not in passing:
+                        passing[wanted.id] = asyncio.create_task(_pass(link, requests, wanted))
+                elif wanted.source or wanted.refused:
                     # its daemon is gone, and with it the snapshots
                     requests.forget_moment(wanted.id)
                 else:
@@ -157,6 +176,8 @@ async def _serve(
 async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
     """Two snapshots that show one moment, open for as long as `kept` is. Raises `Inconclusive` if it does not come in time."""
     source, target = ends(link.config)
+    if link.polls:
+        return await _polled(link, target, kept)
     # making the slot has a patience of its own
     stream = await ReplicationConnection.open(msgspec.structs.replace(source, lock_timeout=0.0))
     kept.push_async_callback(stream.close)
@@ -196,3 +217,24 @@ async def _exported(conn: AsyncConnection[TupleRow], end: End) -> str:
     assert row is not None
     name: str = row[0]
     return name
+
+
+async def _polled(link: Link, target: End, kept: AsyncExitStack) -> Matched:
+    """The moment of a poll, on the source, and on the target once it has what that found."""
+    if link.poller is None:
+        raise Inconclusive("the source is not being polled at the moment")
+    here = await connect(target, "compare")
+    kept.push_async_callback(here.close)
+    return await link.poller.moment(kept, partial(_exported, here, target))
+
+
+async def _pass(link: Link, requests: Requests, wanted: MomentWanted) -> None:
+    """Have a poll made, and say what the target reaches by it."""
+    try:
+        if link.poller is None:
+            raise Inconclusive("the source is not being polled at the moment")
+        lsn = await link.poller.passed()
+    except (Inconclusive, EndError) as error:
+        requests.answer(msgspec.structs.replace(wanted, refused=error.message))
+        return
+    requests.answer(msgspec.structs.replace(wanted, source=str(lsn)))

@@ -15,7 +15,7 @@ from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
-from pglockstep.errors import IdentityChanged, LinkHeld
+from pglockstep.errors import IdentityChanged, LinkHeld, SourceLacks
 from pglockstep.findings import demand
 from pglockstep.guard import watch
 from pglockstep.postgres import privileges
@@ -110,6 +110,20 @@ async def demand_slot(
     return slot
 
 
+async def demand_no_slot(conn: AsyncConnection, source: End, record: LinkRecord) -> None:
+    """Raise `SourceLacks` if the slot is there with which the link was streamed before it was polled: nobody reads it."""
+    with translate(source):
+        cursor = await conn.execute(
+            "SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1", [record.slot]
+        )
+    if cursor.rowcount:
+        raise SourceLacks(
+            f"this link was streamed before it is polled: the source still keeps WAL for its replication slot {record.slot}",
+            hint=f"on the source: SELECT pg_drop_replication_slot('{record.slot}'); DROP PUBLICATION {record.publication}; "
+            "then start again",
+        )
+
+
 async def emit_barrier(conn: AsyncConnection[TupleRow], source: End, link: str) -> Lsn:
     """Write a barrier into the source's WAL; a target whose progress has reached the result holds all before it."""
     with translate(source):
@@ -123,8 +137,11 @@ async def emit_barrier(conn: AsyncConnection[TupleRow], source: End, link: str) 
 
 
 async def source_position(conn: AsyncConnection) -> Lsn:
-    """Where the source's WAL ends now."""
-    cursor = await conn.execute("SELECT pg_catalog.pg_current_wal_lsn()")
+    """Where the source's WAL ends now; on a standby, up to where it is replayed."""
+    cursor = await conn.execute(
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() "
+        "ELSE pg_catalog.pg_current_wal_lsn() END"
+    )
     row = await cursor.fetchone()
     assert row is not None
     position: Lsn = row[0]
