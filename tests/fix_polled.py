@@ -95,10 +95,12 @@ class Polled:
         """Take the role away again."""
         self.admin.execute(f"DROP OWNED BY {self.role}; DROP ROLE {self.role}".encode())
 
-    def command(self, *args: str, code: int = 0) -> dict[str, Any]:
+    def command(self, *args: str, code: int | None = 0) -> dict[str, Any]:
         """A command that answers with JSON."""
         done = self.cli(*args, "--json")
-        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout[-6000:]}{done.stderr}"
+        assert code is None or done.returncode == code, (
+            f"{args}: {done.returncode}\n{done.stdout[-6000:]}{done.stderr}"
+        )
         found = json.loads(done.stdout) if done.stdout else {}
         assert isinstance(found, dict)
         return found

@@ -26,3 +26,50 @@ def test_once(pair: Pair, cli: Cli) -> None:
         assert link.same()
         link.check()
         link.demand_untouched()
+
+
+def test_daemon(pair: Pair, cli: Cli) -> None:
+    """A daemon polls: whatever was written arrives, in any order of keys and unique values; and a check beside it."""
+    with polled(cli, pair) as link:
+        link.once()
+        running = link.start()
+        link.write(
+            """INSERT INTO "Album" ("Title", "ArtistId") SELECT 'a', 1 FROM generate_series(1, 100)""",
+            """UPDATE "Genre" SET "Name" = "Name" || 'x' WHERE "GenreId" < 4""",
+            """DELETE FROM "Play" WHERE "TrackId" = 2""",
+        )
+        link.arrives()
+        # unique values that change hands, also round
+        link.write(
+            """UPDATE "Genre" SET "Name" = 'between' WHERE "GenreId" = 1""",
+            """UPDATE "Genre" SET "Name" = 'Genre 1x' WHERE "GenreId" = 2""",
+            """UPDATE "Genre" SET "Name" = 'Genre 2x' WHERE "GenreId" = 1""",
+            """UPDATE "Customer" SET "Email" = 'c' || "CustomerId" || '@example.org' """,
+            """UPDATE "Customer" SET "Email" = 'customer' || ("CustomerId" + 1) || '@example.org' """,
+        )
+        link.arrives()
+        # keys that change, and take others' places
+        link.write(
+            """UPDATE "Setting" SET "Key" = 'between' WHERE "Key" = 'key 1'""",
+            """UPDATE "Setting" SET "Key" = 'key 1' WHERE "Key" = 'key 2'""",
+            """UPDATE "Setting" SET "Key" = 'key 2' WHERE "Key" = 'between'""",
+            """INSERT INTO "Artist" VALUES (2000, 'moved')""",
+            """UPDATE "Album" SET "ArtistId" = 2000 WHERE "ArtistId" = 7""",
+        )
+        link.arrives()
+        link.write("""TRUNCATE "Setting" """, """INSERT INTO "Setting" VALUES ('anew', 'null')""")
+        link.arrives()
+        found = link.check()
+        assert {each["verdict"] for each in found["tables"]} == {"identical"}
+        assert link.once()["copied_rows"] == 0
+        status = link.command("status")["links"][0]
+        assert status["state"] == "streaming"
+        assert status["source"]["error"] is None
+        link.demand_untouched()
+        running.process.terminate()
+        assert running.process.wait(20) == 0
+        assert cli("teardown", "--yes").returncode == 0
+        with pair.on_target() as target:
+            assert target.execute("SELECT FROM pg_namespace WHERE nspname = 'pglockstep'").rowcount == 0
+            assert target.execute("SELECT FROM pg_trigger WHERE tgname ~ 'pglockstep'").rowcount == 0
+        assert link.same()
