@@ -237,7 +237,8 @@ class Poller:
     ) -> Swept:
         holder, moment, at = shown
         link = self._link
-        async with Sight.opened(self._ends, self._record.id, link.config.jobs, holder, moment) as sight:
+        whose = "" if outlet is None else self._record.id
+        async with Sight.opened(self._ends, whose, link.config.jobs, holder, moment) as sight:
             self._plan = plan = await paired(link, sight)
             sweep = Sweep(link, self._journal, sight, at, plan, self._record.id, self._sent)
 

@@ -52,7 +52,7 @@ class Sight:
     async def opened(
         cls, ends: tuple[End, End], link_id: str, jobs: int, holder: AsyncConnection[TupleRow], moment: Moment
     ) -> AsyncIterator[Sight]:
-        """That of `moment`, which `holder` keeps open."""
+        """That of `moment`, which `holder` keeps open; of that link's target, or, without an id, what is left of it."""
         sight = cls(ends, link_id, jobs, holder, moment)
         async with sight._stack:
             yield sight
@@ -104,8 +104,8 @@ class Sight:
             # only the very database that exported it knows it
             await use_snapshot(there, self.moment.snapshot)
         with translate(target):
-            record = await progress.demand(here)
-        if record.id != self._link_id:
+            record = await progress.demand(here) if self._link_id else None
+        if record is not None and record.id != self._link_id:
             raise TargetBusy("the target belongs to another link now", hint="it is looked at again")
         places = Place(source, there), Place(target, here)
         for each in places:

@@ -14,6 +14,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from pglockstep import failpoints
 from pglockstep.apply.batch import BARRIER_PREFIX
@@ -84,11 +86,7 @@ async def paired(link: Link, sight: Sight) -> Paired:
         conn = here.conn
         with translate(target):
             ours = {each.name: each for each in await catalog.tables(conn)}
-            apart = await detached.read(conn)
-            known = await followed.read(conn)
-            now = await progress.demand(conn)
-            assert now.progress is not None
-            ahead = await copying.ahead(conn, now.progress)
+            apart, known, ahead = await _remembered(link, conn)
             cursor = await conn.execute(_UNIQUE)
             unique: dict[QualifiedName, Unique] = {}
             async for schema, name, whatever, columns in cursor:
@@ -115,6 +113,23 @@ async def paired(link: Link, sight: Sight) -> Paired:
         if link.selection.carries(*each.name) and each.oid not in known.values() and each.name not in apart
     ]
     return Paired(pairs, strangers, unique, encodings, max(ahead.values(), default=Lsn(0)))
+
+
+async def _remembered(
+    link: Link, conn: AsyncConnection[TupleRow]
+) -> tuple[Collection[QualifiedName], dict[QualifiedName, int], dict[QualifiedName, Lsn]]:
+    """What the target remembers: tables that are left alone, those that follow, by the source's OIDs, and those ahead.
+
+    Where nothing of ours stands any more it is what we know of it. Raises psycopg's errors.
+    """
+    if not await progress.is_whole(conn):
+        lost = link.memory.known()
+        apart = () if lost is None else lost.apart
+        return {QualifiedName(schema, name) for schema, name, _ in apart}, {}, {}
+    now = await progress.demand(conn)
+    assert now.progress is not None
+    ahead = await copying.ahead(conn, now.progress)
+    return (await detached.read(conn)).keys(), await followed.read(conn), ahead
 
 
 class Sweep:
