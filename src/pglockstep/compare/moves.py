@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from itertools import pairwise
 
 import msgspec
 
 from pglockstep.compare.content import Content, base_name
 from pglockstep.compare.pairing import Pairing, RowDifference, RowKey
-from pglockstep.compare.ranges import Range
+from pglockstep.compare.ranges import Range, is_ordered
 from pglockstep.compare.readings import Sums
 from pglockstep.compare.sessions import both
 from pglockstep.compare.suspects import Reading, difference
@@ -29,6 +30,8 @@ Change = Insert | Update | Delete
 _ROWS = 20_000
 _PART = 64
 _KEYS = 2_000
+#: If more than this share of a range lies in parts that differ, all of it is read, once.
+_MUCH = 0.2
 #: So many differences of a table are kept from what goes to what comes.
 _KEPT = 20_000
 
@@ -89,6 +92,7 @@ class Moves:
         self._whatever = unique.whatever
         self._kept: list[tuple[Differing, list[RowDifference]]] | None = []
         self._count = 0
+        self._ordered = is_ordered((pairing.source, pairing.target), pairing.key)
         key_types = [base_name(each) for side in ("source", "target") for each in pairing.key_columns(side)]
         #: whether nothing of what comes can be in the way of what goes, or the other way round
         self.at_once = bool(
@@ -109,7 +113,7 @@ class Moves:
                         yield some
             return
         found: list[RowDifference] = []
-        async with aclosing(_differences(where, there, here)) as groups:
+        async with aclosing(_differences(where, there, here, ordered=self._ordered)) as groups:
             async for rows in groups:
                 self._count += len(rows)
                 for start in range(0, len(rows), _KEYS):
@@ -154,7 +158,7 @@ class Moves:
                 for start in range(0, len(rows), _KEYS):
                     yield rows[start : start + _KEYS]
             return
-        async with aclosing(_differences(where, there, here)) as groups:
+        async with aclosing(_differences(where, there, here, ordered=self._ordered)) as groups:
             async for rows in groups:
                 for start in range(0, len(rows), _KEYS):
                     yield rows[start : start + _KEYS]
@@ -228,29 +232,44 @@ class Moves:
         return Delete(self._oid, tuple(old), True)
 
 
-async def _differences(where: Differing, there: Texts, here: Texts) -> AsyncGenerator[list[RowDifference]]:
-    """The rows in which a range differs, so many at a time as are read at once."""
+async def _differences(
+    where: Differing, there: Texts, here: Texts, *, ordered: bool
+) -> AsyncGenerator[list[RowDifference]]:
+    """The rows in which a range differs, so many at a time as are read at once; `ordered`: it can be cut by the key."""
     within, rows = where.range, max(where.source.rows, where.target.rows)
     parts = 1 if rows <= _ROWS // 4 else 1 << (rows // _PART).bit_length()
-    groups: list[list[int]] = [[0]]
-    if parts > 1:
-        ones, others = await both(there.parts(within, parts), here.parts(within, parts))
-        groups, size = [[]], 0
-        for part in sorted(ones.keys() | others.keys()):
-            one, other = ones.get(part), others.get(part)
-            if one == other:
-                continue
-            held = max(each.rows for each in (one, other) if each is not None)
-            if size + held > _ROWS and groups[-1]:
-                groups.append([])
-                size = 0
-            groups[-1].append(part)
-            size += held
-    for chosen in groups:
-        if chosen:
-            source, target = await both(there.rows(within, parts, chosen), here.rows(within, parts, chosen))
-            if found := _differing(source, target):
+    groups = [[0]] if parts == 1 else await _grouped(there, here, within, parts)
+    if ordered and len(groups) > max(1.0, _MUCH * rows / _ROWS):
+        marks = await both(there.marks(within, _ROWS), here.marks(within, _ROWS))
+        cuts = await there.sorted({key for keys in marks for key in keys})
+        ends = [within.low, *dict.fromkeys(cuts), within.high]
+        for piece in (Range(low, high) for low, high in pairwise(ends) if low is None or low != high):
+            if found := _differing(*await both(there.rows(piece, 1, [0]), here.rows(piece, 1, [0]))):
                 yield found
+        return
+    for chosen in groups:
+        if found := _differing(
+            *await both(there.rows(within, parts, chosen), here.rows(within, parts, chosen))
+        ):
+            yield found
+
+
+async def _grouped(there: Texts, here: Texts, within: Range, parts: int) -> list[list[int]]:
+    """The parts of a range that differ, grouped so that the rows of a group can be read at once."""
+    ones, others = await both(there.parts(within, parts), here.parts(within, parts))
+    groups: list[list[int]] = []
+    size = _ROWS
+    for part in sorted(ones.keys() | others.keys()):
+        one, other = ones.get(part), others.get(part)
+        if one == other:
+            continue
+        held = max(each.rows for each in (one, other) if each is not None)
+        if size + held > _ROWS:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += held
+    return groups
 
 
 def _differing(source: Reading, target: Reading) -> list[RowDifference]:

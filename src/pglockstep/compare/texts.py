@@ -12,7 +12,7 @@ import psycopg
 from psycopg import pq, sql
 
 from pglockstep.compare.pairing import Pairing, RowKey
-from pglockstep.compare.ranges import WHOLE, Range
+from pglockstep.compare.ranges import WHOLE, Key, Range
 from pglockstep.compare.readings import Place, Reader, unread
 from pglockstep.postgres.row_texts import SEEDS, text_hash
 
@@ -58,6 +58,20 @@ class Texts(Reader):
         """Every row of a range, some at a time, as one moment shows them."""
         async for rows in self._fetched(self._rows(self._in(within))):
             yield rows
+
+    async def marks(self, within: Range, every: int) -> list[Key]:
+        """The keys of each so many rows of a range."""
+        query = sql.SQL(
+            "SELECT {texts} FROM (SELECT {names}, row_number() OVER (ORDER BY {names}) AS n FROM ONLY {table} AS t{where}) AS s "
+            "WHERE n % {every} = 0"
+        ).format(
+            texts=self._key_texts(),
+            names=sql.SQL(", ").join(self._names),
+            table=self._table.name.sql(),
+            where=_where(self._in(within)),
+            every=sql.Literal(every),
+        )
+        return [tuple((each or b"").decode() for each in row) for row in await self._texts_of(query)]
 
     async def keys(self, within: Range = WHOLE) -> AsyncGenerator[list[RowKey]]:
         """The key of every row of a range, some at a time, as one moment shows them."""

@@ -15,7 +15,7 @@ from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.ends import Ends
 from pglockstep.copy.selection import Selection
 from pglockstep.copy.triggers import demand_quiet
-from pglockstep.errors import IdentityChanged, LinkHeld, SourceLacks
+from pglockstep.errors import IdentityChanged, LinkHeld
 from pglockstep.findings import demand
 from pglockstep.guard import watch
 from pglockstep.postgres import privileges
@@ -116,12 +116,7 @@ async def demand_no_slot(conn: AsyncConnection, source: End, record: LinkRecord)
         cursor = await conn.execute(
             "SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1", [record.slot]
         )
-    if cursor.rowcount:
-        raise SourceLacks(
-            f"this link was streamed before it is polled: the source still keeps WAL for its replication slot {record.slot}",
-            hint=f"on the source: SELECT pg_drop_replication_slot('{record.slot}'); DROP PUBLICATION {record.publication}; "
-            "then start again",
-        )
+    demand([slots.slot_left(record)] if cursor.rowcount else [])
 
 
 async def emit_barrier(conn: AsyncConnection[TupleRow], source: End, link: str) -> Lsn:
