@@ -80,7 +80,11 @@ async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
     async with levelled(link, "once") as level:
         check = await verify(
-            link.config.name, level.ends, link.selection, level.moments, Scope(jobs=link.config.jobs)
+            link.config.name,
+            level.ends,
+            link.selection,
+            level.moments,
+            Scope(jobs=link.config.jobs, polled=link.polls),
         )
         link.standing.remember(check)
         return OnceResult(check, level.copied_rows, level.transactions, level.changes, level.lsn)
@@ -172,7 +176,7 @@ async def check(link: Link, effort: Effort = FULL) -> LinkCheck:
         pace = Pace(
             effort.pace, None if moments is None else partial(_not_behind, link, ends, effort.max_lag)
         )
-        scope = Scope(jobs=link.config.jobs, pace=pace, fast=effort.fast)
+        scope = Scope(jobs=link.config.jobs, pace=pace, fast=effort.fast, polled=link.polls)
         found = await verify(link.config.name, ends, link.selection, moments, scope)
         link.standing.remember(found)
         return found

@@ -43,7 +43,7 @@ class Scope(msgspec.Struct, frozen=True):
     """What is compared: these `tables`, or all that the link carries if there are none; rows of which `where` is true.
 
     So many rows of a table that differ are `proven` and kept. `jobs` tables or chunks are read at once, at this `pace`. `fast`:
-    by values, as `Pairing` says.
+    by values, as `Pairing` says. `polled`: the source is, so that unlogged tables follow as well.
     """
 
     tables: Collection[QualifiedName] = frozenset()
@@ -52,6 +52,7 @@ class Scope(msgspec.Struct, frozen=True):
     jobs: int = 2
     pace: Pace = UNHURRIED
     fast: bool = False
+    polled: bool = False
 
 
 class LinkCheck(msgspec.Struct, frozen=True):
@@ -110,7 +111,7 @@ async def verify(
         tables=results,
         schema_differences=list(differences),
         sequences_behind=list(late),
-        not_streamed=await _not_streamed(ends, selection, source_tables.values()),
+        not_streamed=await _not_streamed(ends, selection, () if scope.polled else source_tables.values()),
         checked_at=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
         tier="fast" if scope.fast else "exact",
