@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fix_polled import polled
+from fix_polled import SCHEMA, polled
 from fix_servers import Cli, Pair, on_all_pairs
 
 
@@ -73,3 +73,24 @@ def test_daemon(pair: Pair, cli: Cli) -> None:
             assert target.execute("SELECT FROM pg_namespace WHERE nspname = 'pglockstep'").rowcount == 0
             assert target.execute("SELECT FROM pg_trigger WHERE tgname ~ 'pglockstep'").rowcount == 0
         assert link.same()
+
+
+def test_repair_and_diff(pair: Pair, cli: Cli) -> None:
+    """What differs without a daemon is shown and put right like that of a streamed link, and nothing is written on the source."""
+    with polled(
+        cli, pair, schema=SCHEMA + "CREATE UNLOGGED TABLE fleeting (n int); INSERT INTO fleeting VALUES (1);"
+    ) as link:
+        link.once()
+        link.write("INSERT INTO fleeting VALUES (2), (2)")
+        assert link.once()["not_streamed"] == []
+        assert link.same("fleeting")
+        with pair.on_target() as target:
+            target.execute(
+                """SET session_replication_role = replica; UPDATE "Genre" SET "Name" = 'odd' WHERE "GenreId" = 5"""
+            )
+            target.execute("""DELETE FROM "Play" WHERE "TrackId" = 4""")
+        assert cli("diff").returncode == 1
+        done = cli("repair", "--apply", "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        link.check()
+        link.demand_untouched()
