@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -232,3 +234,32 @@ def _writing(link: Polled) -> Any:
         thread.join()
 
     return stop
+
+
+def test_a_source_that_hangs(pair: Pair, cli: Cli) -> None:
+    """A source that stops answering, in the midst of a large poll or between two, is missed, and gone on with when it answers."""
+    with polled(cli, pair, settings='silence_timeout = "3s"\nconnect_timeout = "3s"\n') as link:
+        link.once()
+        running = link.start()
+        link.write(
+            """INSERT INTO "Track" ("Name") SELECT repeat('x', 100) || n FROM generate_series(1, 150000) AS n"""
+        )
+        link.write("""INSERT INTO "Genre" VALUES (100, 'before')""")
+        link.admin.close()
+        pids = _family(pair.source_server.pid or 0)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: running.status()["state"] == "waiting", 60, "the daemon to miss its source")
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            link.admin = pair.superuser_on_source()
+        link.arrives('"Genre"', '"Track"')
+        wait_until(lambda: running.status()["state"] == "streaming", 40, "all to be well")
+        assert running.process.poll() is None
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]

@@ -43,7 +43,8 @@ def fitting(found: Sequence[tuple[Any, ...]], *, keyed: bool, expression: bool) 
     """Those of the rows that a table with these constraints takes."""
     if not keyed:
         return list(found)
-    kept, seen = [], set()
+    kept: list[tuple[Any, ...]] = []
+    seen: set[tuple[str, Any]] = set()
     for row in found:
         marks = [("k", row[0].rstrip("0").rstrip(".") if "." in row[0] else row[0])]
         marks += [("u", row[1])] if row[1] is not None else []
@@ -69,7 +70,7 @@ async def changes_of(pair: Pair, unique: Unique) -> list[Change]:
     conns = [await connect(end, "test") for end in ends]
     try:
         tables = [(await catalog.tables(conn))[0] for conn in conns]
-        pairing = carried(*tables, ("UTF8", "UTF8"))
+        pairing = carried(tables[0], tables[1], ("UTF8", "UTF8"))
         assert [each.name for each in described(pairing).columns] == list(pairing.columns)
         there, here = (Texts(Place(end, conn), pairing) for end, conn in zip(ends, conns, strict=True))
         where = Differing(WHOLE, *await both(there.sums(), here.sums()))

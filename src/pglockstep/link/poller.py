@@ -19,7 +19,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.compare.table import Matched
-from pglockstep.errors import Inconclusive, LookAgain
+from pglockstep.errors import EndError, Inconclusive, LockstepError, LookAgain
 from pglockstep.findings import listed
 from pglockstep.journal.journal import Journal
 from pglockstep.link import pinning
@@ -165,7 +165,7 @@ class Poller:
         try:
             with answered(self._ends[0], conn):
                 now = await position(conn, self._ends[0])
-                spared, before = await self._spared(conn, now)
+                spared, before = await self._spared(conn, now, hints=not asked)
             self._number += 1
             if not asked and self._plan is not None and len(spared) == len(self._plan.tables):
                 self._journal.heard(now.lsn)
@@ -173,7 +173,7 @@ class Poller:
             async with AsyncExitStack() as kept:
                 holder, moment, seen = await kept.enter_async_context(exported(self._ends[0], "poll"))
                 await self._demand_known(holder)
-                swept = await self._sweep((holder, moment, seen), spared, outlet, always=bool(asked))
+                swept = await self._sweep((holder, moment, seen), spared, outlet, conn, always=bool(asked))
                 self._note(swept, seen, spared, before)
                 for each in looking[:1]:
                     assert swept.lsn is not None
@@ -198,9 +198,9 @@ class Poller:
                 each.done.set_result(swept.lsn)
 
     async def _spared(
-        self, conn: AsyncConnection[TupleRow], now: Position
+        self, conn: AsyncConnection[TupleRow], now: Position, *, hints: bool
     ) -> tuple[set[QualifiedName], tuple[Counts, Counts]]:
-        """The tables that need not be compared now, and what either server has counted."""
+        """The tables that need not be compared now, and what either server has counted; for who asks hints are not enough."""
         source, target = self._ends
         plan = self._plan
         names = [] if plan is None else [each.name for each, _ in plan.tables]
@@ -218,7 +218,7 @@ class Poller:
         spared = {
             each
             for each in names
-            if not has_turn(each, self._number) and self._stillness.stands(each, there, here)
+            if hints and not has_turn(each, self._number) and self._stillness.stands(each, there, here)
         }
         return spared, (there, here)
 
@@ -232,6 +232,7 @@ class Poller:
         shown: tuple[AsyncConnection[TupleRow], Moment, Position],
         spared: set[QualifiedName],
         outlet: Outlet | None,
+        conn: AsyncConnection[TupleRow] | None,
         *,
         always: bool,
     ) -> Swept:
@@ -246,7 +247,15 @@ class Poller:
                 now = self._outlet()
                 return now is outlet and (now is None or now.goes_on)
 
-            swept = await sweep.run(spared, still=still, always=always)
+            minding = asyncio.create_task(self._mind(conn, sight, still), name="mind")
+            try:
+                swept = await sweep.run(spared, still=still, always=always)
+            except EndError as error:
+                if still():
+                    raise
+                raise LookAgain("nobody applies any more what would be found: compared again") from error
+            finally:
+                minding.cancel()
         if swept.lsn is not None:
             self.written = swept.lsn
         if swept.changes:
@@ -254,6 +263,24 @@ class Poller:
         self._tell("strangers", plan.strangers)
         self._tell("skipped", dict(sorted(swept.skipped.items())))
         return swept
+
+    async def _mind(
+        self, conn: AsyncConnection[TupleRow] | None, sight: Sight, still: Callable[[], bool]
+    ) -> None:
+        """While the ends are read, which may take any time: make sure that they are there, and that it is of any use."""
+        source = self._ends[0]
+        while True:
+            await asyncio.sleep(min(1.0, source.silence_timeout / 3))
+            try:
+                if conn is not None:
+                    with answered(source, conn), translate(source):
+                        await conn.execute("SELECT")
+            except LockstepError:
+                sight.hang_up()
+                return
+            if not still():
+                sight.hang_up()
+                return
 
     def _note(
         self, swept: Swept, seen: Position, spared: set[QualifiedName], before: tuple[Counts, Counts]
@@ -312,7 +339,7 @@ class Poller:
                 raise Inconclusive("somebody applies")
             async with exported(self._ends[0], "poll") as shown:
                 await self._demand_known(shown[0])
-                swept = await self._sweep(shown, set(), None, always=True)
+                swept = await self._sweep(shown, set(), None, None, always=True)
             assert swept.lsn is not None
             return swept.lsn
 

@@ -20,7 +20,7 @@ from pglockstep.compare.pairing import Pairing
 from pglockstep.compare.readings import Place, unread
 from pglockstep.compare.texts import Texts
 from pglockstep.errors import Inconclusive, TargetBusy
-from pglockstep.postgres.connect import End, connect, translate
+from pglockstep.postgres.connect import End, connect, hang_up, translate
 from pglockstep.postgres.moments import Moment, holds, use_snapshot
 from pglockstep.progress import target as progress
 
@@ -46,6 +46,7 @@ class Sight:
         self._turns = asyncio.Semaphore(jobs)
         self._free: list[tuple[Place, Place]] = []
         self._stack = AsyncExitStack()
+        self._sessions: list[AsyncConnection[TupleRow]] = []
 
     @classmethod
     @asynccontextmanager
@@ -56,6 +57,11 @@ class Sight:
         sight = cls(ends, link_id, jobs, holder, moment)
         async with sight._stack:
             yield sight
+
+    def hang_up(self) -> None:
+        """End all sessions without a word: whoever waits for an answer hears that there will be none."""
+        for conn in (self.holder, *self._sessions):
+            hang_up(conn)
 
     @asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[Place, Place]]:
@@ -107,6 +113,7 @@ class Sight:
             record = await progress.demand(here) if self._link_id else None
         if record is not None and record.id != self._link_id:
             raise TargetBusy("the target belongs to another link now", hint="it is looked at again")
+        self._sessions += (there, here)
         places = Place(source, there), Place(target, here)
         for each in places:
             await each.demand_same_hashes()

@@ -65,7 +65,7 @@ class Paired(msgspec.Struct, frozen=True):
     strangers: Sequence[QualifiedName]
     unique: Mapping[QualifiedName, Unique]
     encodings: tuple[str, str]
-    #: nothing is written before this place: tables of the target's are ahead of its progress
+    #: nothing is written before this place: the target is complete up to there, or tables of its are
     beyond: Lsn
 
 
@@ -86,7 +86,7 @@ async def paired(link: Link, sight: Sight) -> Paired:
         conn = here.conn
         with translate(target):
             ours = {each.name: each for each in await catalog.tables(conn)}
-            apart, known, ahead = await _remembered(link, conn)
+            apart, known, beyond = await _remembered(link, conn)
             cursor = await conn.execute(_UNIQUE)
             unique: dict[QualifiedName, Unique] = {}
             async for schema, name, whatever, columns in cursor:
@@ -112,24 +112,25 @@ async def paired(link: Link, sight: Sight) -> Paired:
         for each in theirs.values()
         if link.selection.carries(*each.name) and each.oid not in known.values() and each.name not in apart
     ]
-    return Paired(pairs, strangers, unique, encodings, max(ahead.values(), default=Lsn(0)))
+    return Paired(pairs, strangers, unique, encodings, beyond)
 
 
 async def _remembered(
     link: Link, conn: AsyncConnection[TupleRow]
-) -> tuple[Collection[QualifiedName], dict[QualifiedName, int], dict[QualifiedName, Lsn]]:
-    """What the target remembers: tables that are left alone, those that follow, by the source's OIDs, and those ahead.
+) -> tuple[Collection[QualifiedName], dict[QualifiedName, int], Lsn]:
+    """What the target remembers: tables that are left alone, those that follow, by the source's OIDs, and how far it is.
 
     Where nothing of ours stands any more it is what we know of it. Raises psycopg's errors.
     """
     if not await progress.is_whole(conn):
         lost = link.memory.known()
         apart = () if lost is None else lost.apart
-        return {QualifiedName(schema, name) for schema, name, _ in apart}, {}, {}
+        return {QualifiedName(schema, name) for schema, name, _ in apart}, {}, Lsn(0)
     now = await progress.demand(conn)
     assert now.progress is not None
     ahead = await copying.ahead(conn, now.progress)
-    return (await detached.read(conn)).keys(), await followed.read(conn), ahead
+    beyond = max([now.progress, *ahead.values()])
+    return (await detached.read(conn)).keys(), await followed.read(conn), beyond
 
 
 class Sweep:
