@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -247,13 +248,11 @@ def test_a_source_that_hangs(pair: Pair, cli: Cli) -> None:
         link.write("""INSERT INTO "Genre" VALUES (100, 'before')""")
         link.admin.close()
         pids = _family(pair.source_server.pid or 0)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
         try:
+            _signalled(pids, signal.SIGSTOP)
             wait_until(lambda: running.status()["state"] == "waiting", 60, "the daemon to miss its source")
         finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+            _signalled(pids, signal.SIGCONT)
             link.admin = pair.superuser_on_source()
         link.arrives('"Genre"', '"Track"')
         wait_until(lambda: running.status()["state"] == "streaming", 40, "all to be well")
@@ -263,3 +262,9 @@ def test_a_source_that_hangs(pair: Pair, cli: Cli) -> None:
 def _family(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
+
+
+def _signalled(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -248,8 +248,10 @@ class Poller:
                 return now is outlet and (now is None or now.goes_on)
 
             minding = asyncio.create_task(self._mind(conn, sight, still), name="mind")
+            # a task of its own: a group that only waits for its end counts the failure of one as our own cancellation
+            sweeping = asyncio.create_task(sweep.run(spared, still=still, always=always), name="sweep")
             try:
-                swept = await sweep.run(spared, still=still, always=always)
+                swept = await sweeping
             except EndError as error:
                 if still():
                     raise
