@@ -15,33 +15,33 @@ from hypothesis import strategies as st
 
 from fix_servers import Pair, drop_database, majors, on_all_pairs
 from pglockstep.compare import readings
-from pglockstep.compare.pairing import Pairing, comparable_columns
+from pglockstep.compare.pairing import Pairing, Server, comparable_columns
 from pglockstep.compare.readings import Place, Reader, Sums
 from pglockstep.errors import Inconclusive, SourceError
 from pglockstep.postgres.catalog import Column, Table, tables
 from pglockstep.postgres.connect import End, connect
 from pglockstep.postgres.names import QualifiedName
 
-UTF8 = ("UTF8", "UTF8")
+SERVERS = (Server(15), Server(15))
 
 
-async def fingerprint(place: Place, table: Table, encodings: Sequence[str] = UTF8) -> Sums:
-    return await Reader(place, Pairing.of(table, table, encodings)).sums()
+async def fingerprint(place: Place, table: Table, servers: Sequence[Server] = SERVERS) -> Sums:
+    return await Reader(place, Pairing.of(table, table, servers)).sums()
 
 
-async def taken(place: Place, encodings: Sequence[str]) -> dict[str, Sums]:
+async def taken(place: Place, servers: Sequence[Server]) -> dict[str, Sums]:
     """The sums of every table, by its name."""
     await place.demand_same_hashes()
-    return {table.name.name: await fingerprint(place, table, encodings) for table in await tables(place.conn)}
+    return {table.name.name: await fingerprint(place, table, servers) for table in await tables(place.conn)}
 
 
-def fingerprints(conninfo: str, *prepare: str, encodings: Sequence[str] = UTF8) -> dict[str, Sums]:
+def fingerprints(conninfo: str, *prepare: str, servers: Sequence[Server] = SERVERS) -> dict[str, Sums]:
     async def taking() -> dict[str, Sums]:
         end = End("source", "test", conninfo)
         async with await connect(end, "test") as conn:
             for statement in prepare:
                 await conn.execute(statement.encode())
-            return await taken(Place(end, conn), encodings)
+            return await taken(Place(end, conn), servers)
 
     return asyncio.run(taking())
 
@@ -290,8 +290,8 @@ def test_the_encoding_of_a_database_makes_no_difference(pair: Pair, encoding: st
         conninfo = pair.target_server.conninfo(name)
         with psycopg.connect(conninfo, autocommit=True, client_encoding="UTF8") as conn:
             conn.execute(setup.encode())
-        both = ("UTF8", encoding)
-        assert fingerprints(conninfo, encodings=both) == fingerprints(pair.source, encodings=both)
+        both = (Server(15), Server(15, encoding))
+        assert fingerprints(conninfo, servers=both) == fingerprints(pair.source, servers=both)
     finally:
         drop_database(pair.target_server, name)
 

@@ -8,8 +8,11 @@ import time
 
 import pytest
 
-from fix_servers import INSTALLED, Pair, majors, on_all_pairs
-from pglockstep.compare.schema import SchemaObject, differences, read
+from fix_copy import check, once
+from fix_servers import INSTALLED, Cli, Pair, majors, on_all_pairs
+from pglockstep.compare import grants
+from pglockstep.compare.grants import Grants
+from pglockstep.compare.schema import SchemaObject, Skip, differences, read
 from pglockstep.postgres.connect import End, connect
 
 RICH = r"""
@@ -395,3 +398,210 @@ def test_long_definitions_are_shown_where_they_differ() -> None:
     assert len(found.difference) < 250
     spaced = SchemaObject("function", "s", "f()", (one.definition[0].replace("\n", "\n\n"),))
     assert differences([one], [spaced], 18, 18)[0].difference == "differs in white space"
+
+
+# --- grants ----------------------------------------------------------------------------------------
+
+#: Roles that both ends have, and grants of all kinds to them; none of it is kept.
+ROLES = 'create role g_reader; create role g_writer; create role "G Odd"'
+GRANTED = r"""
+grant usage on schema app to g_reader;
+grant select on app."User", app.orders, app.rich, app.stats to g_reader;
+grant select, insert on app.cache to g_writer with grant option;
+grant select (key) on app.cache to g_reader;
+grant usage on sequence app.ticket, app."User_serial_seq" to g_writer;
+revoke execute on function app.stamp() from public;
+grant execute on function app.twice(int, int) to "G Odd";
+revoke usage on type app.mood from public;
+grant usage on type app.percent to g_reader;
+"""
+
+
+def granted(conninfo: str, *statements: str, skip: Skip | None = None) -> Grants:
+    async def reading() -> Grants:
+        async with (
+            await connect(End("source", "test", conninfo), "test") as conn,
+            conn.transaction(force_rollback=True),
+        ):
+            for statement in statements:
+                await conn.execute(statement.encode(), prepare=False)
+            return await grants.read(conn, skip)
+
+    return asyncio.run(reading())
+
+
+def otherwise(pair: Pair, source: Grants, *on_target: str) -> dict[str, str]:
+    """What others may do on one end alone, by kind and name."""
+    target = granted(pair.target, *on_target)
+    found = grants.differences(source, target, pair.source_server.major, pair.target_server.major, [])
+    return {f"{each.kind} {each.schema}.{each.name}": each.difference for each in found}
+
+
+GRANTS: list[tuple[str, dict[str, str]]] = [
+    ("revoke usage on schema app from g_reader", {"schema .app": "source grants USAGE to g_reader, target does not"}),
+    ("grant create on schema app to g_reader", {"schema .app": "target grants CREATE to g_reader, source does not"}),
+    (
+        'revoke select on app."User" from g_reader; grant insert, update on app."User" to g_writer',
+        {"table app.User": "source grants SELECT to g_reader, target grants INSERT, UPDATE to g_writer"},
+    ),
+    ("grant select on app.orders_2024 to public", {"table app.orders_2024": "target grants SELECT to PUBLIC, source"}),
+    ("revoke all on app.rich from g_reader", {"view app.rich": "source grants SELECT to g_reader, target does not"}),
+    ("revoke all on app.stats from g_reader", {"materialized view app.stats": "source grants SELECT to g_reader"}),
+    (
+        "revoke grant option for insert on app.cache from g_writer",
+        {"table app.cache": "source grants INSERT to g_writer with grant option, target grants INSERT to g_writer"},
+    ),
+    ("revoke select (key) on app.cache from g_reader", {"column app.cache.key": "source grants SELECT to g_reader"}),
+    (
+        "grant update (value) on app.cache to g_reader",
+        {"column app.cache.value": "target grants UPDATE to g_reader, source does not"},
+    ),
+    ("revoke usage on sequence app.ticket from g_writer", {"sequence app.ticket": "source grants USAGE to g_writer"}),
+    (
+        "grant execute on function app.stamp() to public",
+        {"function app.stamp()": "target grants EXECUTE to PUBLIC, source does not"},
+    ),
+    (
+        "revoke execute on function app.latest(), app.twice from public, \"G Odd\"",
+        {
+            "function app.latest()": "source grants EXECUTE to PUBLIC, target does not",
+            "function app.twice(integer, integer)": 'source grants EXECUTE to PUBLIC and EXECUTE to "G Odd"',
+        },
+    ),
+    ("revoke execute on procedure app.tidy from public", {"procedure app.tidy(integer)": "EXECUTE to PUBLIC"}),
+    ("grant usage on type app.mood to public", {"enum app.mood": "target grants USAGE to PUBLIC, source does not"}),
+    ("revoke usage on type app.percent from g_reader", {"domain app.percent": "source grants USAGE to g_reader"}),
+    ("revoke usage on type app.place from public", {"composite type app.place": "source grants USAGE to PUBLIC"}),
+]  # fmt: skip
+
+#: What says nothing, or nothing that both ends could have.
+NO_GRANTS = [
+    "grant execute on function app.latest() to public; grant usage on type app.place to public",
+    "revoke insert on app.orders from current_user",
+    "grant all on app.orders to current_user",
+    "create role g_only_here; grant select on app.orders to g_only_here; grant create on schema app to g_only_here",
+    """create role g_only_here; grant usage on schema app to g_only_here;
+        grant select on app.orders to g_only_here with grant option;
+        set local role g_only_here; grant select on app.orders to g_writer; reset role""",
+    "create role g_only_here; alter table app.orders owner to g_only_here",
+    "alter default privileges in schema app grant select on tables to g_reader",
+    "grant select on pglockstep.progress to g_reader; create temporary table passing (); grant all on passing to public",
+]
+
+
+@pytest.mark.superusers
+@on_all_pairs
+def test_every_grant_that_differs_is_named_and_no_other(pair: Pair) -> None:
+    """Relations, columns, schemas, functions and types; never an owner's own rights, or what one end's roles alone have."""
+    pair.on_source().execute(RICH.encode())
+    copy_schema(pair)
+    source = granted(pair.source, ROLES, GRANTED)
+    same = ROLES, GRANTED
+    assert otherwise(pair, source, *same) == {}
+    wrong = {}
+    for statement, expected in GRANTS:
+        found = otherwise(pair, source, *same, statement)
+        if found.keys() != expected.keys() or not all(said in found[name] for name, said in expected.items()):
+            wrong[statement] = found
+    for statement in NO_GRANTS:
+        if found := otherwise(pair, source, *same, statement):
+            wrong[statement] = found
+    assert wrong == {}
+
+
+@pytest.mark.superusers
+@on_all_pairs
+def test_a_grant_to_or_by_one_ends_role_is_no_difference_whichever_end_that_is(pair: Pair) -> None:
+    """The same on the source: whom the target does not know cannot have a grant there. Its owner stands for the other."""
+    pair.on_source().execute(RICH.encode())
+    copy_schema(pair)
+    target = ROLES, GRANTED
+    for statement in NO_GRANTS:
+        assert otherwise(pair, granted(pair.source, ROLES, GRANTED, statement), *target) == {}, statement
+    # who owns it on the one end needs no grant on the other; what its owner grants is granted by the owner there
+    other = (
+        "create role g_owner; alter table app.orders owner to g_owner; alter view app.rich owner to g_owner"
+    )
+    assert otherwise(pair, granted(pair.source, ROLES, other, GRANTED), *target) == {}
+    found = otherwise(
+        pair, granted(pair.source, ROLES, other, GRANTED), *target, "revoke all on app.orders from g_reader"
+    )
+    assert found == {"table app.orders": "differs: source grants SELECT to g_reader, target does not"}
+    owned = "create role g_owner; grant insert on app.orders to g_owner"
+    assert otherwise(pair, granted(pair.source, ROLES, GRANTED, owned), *target, other) == {}
+
+
+@pytest.mark.superusers
+@pytest.mark.parametrize(
+    ("pair", "differs"), [((15, 18), False), ((18, 16), False), ((18, 18), True)], indirect=["pair"]
+)
+def test_maintain_is_compared_where_both_ends_know_it(pair: Pair, differs: bool) -> None:
+    """A privilege that only newer servers have is no difference by itself."""
+    for conn in (pair.on_source(), pair.on_target()):
+        conn.execute("create table t (a int)")
+    grant = "grant all on t to g_reader"
+    maintain = "" if pair.source_server.major < 17 else "revoke maintain on t from g_reader"
+    source = granted(pair.source, ROLES, "set local search_path = public", grant, *filter(None, [maintain]))
+    found = otherwise(pair, source, ROLES, "set local search_path = public", grant)
+    assert found == (
+        {"table public.t": "differs: target grants MAINTAIN to g_reader, source does not"} if differs else {}
+    )
+
+
+@pytest.mark.superusers
+def test_grants_on_what_is_missing_or_left_out_are_not_told(pair: Pair) -> None:
+    """A missing table is a difference already, and so is a missing column; a table left out has nothing to say."""
+    pair.on_source().execute(RICH.encode())
+    copy_schema(pair)
+    before = asyncio.run(objects(pair.source))
+    for gone in ("drop table app.cache", "alter table app.cache drop key"):
+        missing = differences(before, asyncio.run(objects(pair.target, gone)), 18, 18)
+        target = granted(pair.target, ROLES, GRANTED, gone)
+        assert missing
+        assert grants.differences(granted(pair.source, ROLES, GRANTED), target, 18, 18, missing) == []
+
+    def skip(schema: str, name: str) -> bool:
+        return (schema, name) in {("app", "User"), ("app", "cache")}
+
+    found = granted(pair.source, ROLES, GRANTED, skip=skip).objects
+    assert not [each for each in found if "User" in each.name or "cache" in each.name]
+    assert {"orders", "ticket", "stamp()"} <= {each.name for each in found}
+
+
+def test_a_thousand_tables_grants_are_read_in_a_moment(pair: Pair) -> None:
+    """Nor does this query go quadratic."""
+    pair.on_source().execute(
+        """do $$ begin for i in 1..1000 loop
+            execute format('create table t%s (id serial primary key, a text)', i);
+            execute format('grant select, insert on t%s to public; grant update (a) on t%s to public', i, i);
+        end loop; end $$"""
+    )
+    began = time.monotonic()
+    found = granted(pair.source)
+    assert time.monotonic() - began < 5
+    assert sum(each.kind == "column" for each in found.objects) == 1000
+    assert sum(len(each.grants) for each in found.objects if each.kind == "table") == 2000
+
+
+def test_grants_are_told_beside_the_verdict(pair: Pair, cli: Cli) -> None:
+    """The copy repeats them; later ones are notes, five and how many more, and the ends stay identical."""
+    source, target = pair.on_source(), pair.on_target()
+    for number in range(8):
+        source.execute(
+            f"CREATE TABLE t{number} (id int PRIMARY KEY); GRANT SELECT ON t{number} TO PUBLIC".encode()
+        )
+    assert once(cli, pair)["grants_different"] == []
+    target.execute("REVOKE SELECT ON t0 FROM PUBLIC")
+    link = check(cli, pair)
+    said = "differs: source grants SELECT to PUBLIC, target does not"
+    assert link["verdict"] == "identical"
+    assert link["grants_different"] == [
+        {"kind": "table", "schema": "public", "name": "t0", "difference": said}
+    ]
+    ends = ("--source", pair.source, "--target", pair.target)
+    assert f"  note: who may use table public.t0 {said}\n" in cli("check", *ends).stdout
+    for number in range(1, 8):
+        target.execute(f"REVOKE SELECT ON t{number} FROM PUBLIC".encode())
+    lines = cli("check", *ends).stdout.splitlines()
+    assert len([line for line in lines if "note: who may use" in line]) == 5
+    assert lines[-1] == "  note: … and 3 more whose grants differ; --json has them all"

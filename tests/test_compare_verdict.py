@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pglockstep.compare.large_objects import LargeObjects
 from pglockstep.compare.schema import SchemaDifference
 from pglockstep.compare.sequences import SequenceBehind
 from pglockstep.compare.verdict import TableResult, Verdict, link_verdict
@@ -30,6 +31,23 @@ def test_a_link_is_as_bad_as_its_worst_part(verdicts: list[Verdict], schema: boo
         assert found == "different"
     else:
         assert found == ("inconclusive" if "inconclusive" in verdicts else "identical")
+
+
+@pytest.mark.parametrize(
+    ("objects", "alone", "beside"),
+    [
+        (LargeObjects(2, 2), "identical", "inconclusive"),
+        (LargeObjects(2, 1, missing=1), "different", "different"),
+        (LargeObjects(1, 2, extra=1), "different", "different"),
+        (LargeObjects(2, 2, changed=1, unread=1), "different", "different"),
+        (LargeObjects(2, 2, unread=1), "inconclusive", "inconclusive"),
+        (LargeObjects(2, 2, settled=False), "inconclusive", "inconclusive"),
+    ],
+)
+def test_large_objects_are_as_good_as_a_table(objects: LargeObjects, alone: Verdict, beside: Verdict) -> None:
+    """Those that differ make a link different, those that nobody could look at leave it open."""
+    assert link_verdict(results("identical"), [], [], objects) == alone
+    assert link_verdict(results("inconclusive"), [], [], objects) == beside
 
 
 def test_two_empty_databases_are_identical() -> None:

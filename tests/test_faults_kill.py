@@ -19,7 +19,8 @@ from test_run import ends_identical
 pytestmark = pytest.mark.unguarded
 
 #: Those that a daemon comes by under load; what comes of the others stands beside what they belong to.
-NAMES = [name for name in failpoints.NAMES if not name.startswith(("restore.", "heal.", "refill.", "adopt."))]
+_ELSEWHERE = ("restore.", "heal.", "refill.", "adopt.", "repair.", "poll.")
+NAMES = [name for name in failpoints.NAMES if not name.startswith(_ELSEWHERE)]
 
 
 def dies(link: Link, name: str, count: int = 1) -> None:

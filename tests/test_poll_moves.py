@@ -14,6 +14,7 @@ from psycopg import sql
 from fix_servers import Connection, Pair, majors
 from pglockstep.compare import moves
 from pglockstep.compare.moves import Change, Differing, Moves, Unique, carried, described
+from pglockstep.compare.pairing import Server
 from pglockstep.compare.ranges import WHOLE
 from pglockstep.compare.readings import Place
 from pglockstep.compare.sessions import both
@@ -70,7 +71,7 @@ async def changes_of(pair: Pair, unique: Unique) -> list[Change]:
     conns = [await connect(end, "test") for end in ends]
     try:
         tables = [(await catalog.tables(conn))[0] for conn in conns]
-        pairing = carried(tables[0], tables[1], ("UTF8", "UTF8"))
+        pairing = carried(tables[0], tables[1], [Server.of(conn) for conn in conns])
         assert [each.name for each in described(pairing).columns] == list(pairing.columns)
         there, here = (Texts(Place(end, conn), pairing) for end, conn in zip(ends, conns, strict=True))
         where = Differing(WHOLE, *await both(there.sums(), here.sums()))

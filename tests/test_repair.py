@@ -66,7 +66,10 @@ def ends(pair: Pair, cli: Cli) -> Pair:
     pair.on_source().execute(TABLES.encode())
     done = cli("once", "--source", pair.source, "--target", pair.target)
     assert done.returncode == 0, done.stderr
-    pair.on_target().execute(HARM.encode())
+    target = pair.on_target()
+    target.execute(HARM.encode())
+    # what this session did is in the server's statistics before anybody looks at them
+    counters(target)
     return pair
 
 

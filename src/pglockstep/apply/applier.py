@@ -319,9 +319,9 @@ class Applier:
 
     async def _begin(self) -> None:
         if not self._open:
+            self._open = True  # while we wait, too: others look for a moment between two transactions
             with translate(self._end):
                 await self._session.script(b";".join(_BEGIN))
-            self._open = True
 
     async def _run_one_by_one(self, statements: Sequence[Statement]) -> None:
         await self._begin()

@@ -39,7 +39,8 @@ from pglockstep.link.level import Effort
 def command(
     links: tuple[str, ...], fast: bool, pace: float, max_lag: str | None, as_json: bool, **common: Any
 ) -> int:
-    """Tell whether both ends are identical: schema, every row of every table, sequences. Changes nothing.
+    """Tell whether both ends are identical: schema, every row of every table, sequences, large objects.
+    Changes nothing.
 
     Beside a live daemon it compares at a barrier that the daemon has passed; without one it compares the ends
     as they are, and what has not been applied yet is a difference.

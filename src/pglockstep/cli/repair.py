@@ -16,6 +16,8 @@ from pglockstep.cli.verdicts import exit_code_of, table_sentence
 from pglockstep.errors import EXIT_DIFFERS, EXIT_OK, UsageProblem
 from pglockstep.findings import counted
 from pglockstep.link import repair, repair_plan
+from pglockstep.link.level import levelled
+from pglockstep.link.link import Link
 from pglockstep.link.repair import Repaired
 from pglockstep.link.repair_plan import Direction, Plan
 from pglockstep.link.verify import Scope
@@ -68,32 +70,47 @@ def command(
         raise UsageProblem("--sql shows the plan, and does nothing else", hint="leave --apply and --json out")
     chosen = one_link(Settings(**common), link, "is repaired")
     scope = Scope(tables=frozenset(map(options.table, tables)), where=where, proven=limit)
-    plan = run(repair_plan.plan(chosen, scope, direction))
+    if do_it and yes:
+
+        async def at_once() -> tuple[Plan, Repaired | None]:
+            async with levelled(chosen, "repair", copies=False) as level:
+                plan = await repair_plan.plan_at(level, chosen, scope, direction)
+                if not plan.rows:
+                    return plan, None
+                return plan, await repair.apply_at(level, chosen, plan, chosen.state.undo)
+
+        plan, done = run(at_once())
+    else:
+        plan, done = run(repair_plan.plan(chosen, scope, direction)), None
     if as_sql:
-        for sentence in _against(plan):
-            click.echo(f"-- {sentence}")
-
-        async def show() -> None:
-            async for text in repair_plan.statements(chosen, plan):
-                click.echo(text, nl=False)
-
-        run(show())
-        return EXIT_DIFFERS if plan.tables or plan.left else EXIT_OK
+        return _show_sql(chosen, plan)
     for sentence in _sentences(plan):
         click.echo(sentence, err=as_json)
-    if not do_it or not plan.rows:
-        if as_json:
-            print_json(_document(plan, None))
-        return EXIT_DIFFERS if plan.tables or plan.left else EXIT_OK
-    repair_plan.demand_allowed(plan)
-    what = f"repair of {counted(plan.rows, 'row')} on the {plan.receiver}"
-    person.confirm(f"{what}: do it?", what, yes=yes)
-    done = run(repair.apply(chosen, plan, chosen.state.undo))
-    for sentence in _outcome(plan, done):
-        click.echo(sentence, err=as_json)
+    if done is None and do_it and plan.rows:
+        repair_plan.demand_allowed(plan)
+        what = f"repair of {counted(plan.rows, 'row')} on the {plan.receiver}"
+        person.confirm(f"{what}: do it?", what, yes=False)
+        done = run(repair.apply(chosen, plan, chosen.state.undo))
+    if done is not None:
+        for sentence in _outcome(plan, done):
+            click.echo(sentence, err=as_json)
     if as_json:
         print_json(_document(plan, done))
-    return exit_code_of(done.verdict) if not plan.left else EXIT_DIFFERS
+    if plan.left or (done is None and plan.tables):
+        return EXIT_DIFFERS
+    return EXIT_OK if done is None else exit_code_of(done.verdict)
+
+
+def _show_sql(link: Link, plan: Plan) -> int:
+    for sentence in _against(plan):
+        click.echo(f"-- {sentence}")
+
+    async def show() -> None:
+        async for text in repair_plan.statements(link, plan):
+            click.echo(text, nl=False)
+
+    run(show())
+    return EXIT_DIFFERS if plan.tables or plan.left else EXIT_OK
 
 
 def run(work: Any) -> Any:

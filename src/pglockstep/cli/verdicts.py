@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from pglockstep.compare.verdict import TableResult, Verdict
@@ -11,8 +13,9 @@ from pglockstep.postgres.names import QualifiedName
 
 _EXIT = {"identical": EXIT_OK, "different": EXIT_DIFFERS, "inconclusive": EXIT_INCONCLUSIVE}
 
-#: Differences shown in full; the rest is counted.
+#: Differences, and objects whose grants differ, shown in full; the rest is counted.
 _SHOWN = 20
+_SHOWN_GRANTS = 5
 
 
 def exit_code(check: LinkCheck) -> int:
@@ -47,11 +50,38 @@ def sentences(check: LinkCheck) -> list[str]:
             f"sequence {QualifiedName(late.schema, late.name)} is behind: next is {late.source_next} on the source, "
             f"{late.target_next if late.target_next is not None else 'nothing'} on the target"
         )
+    objects = check.large_objects
+    if objects.differ:
+        lines.append(
+            f"large objects: {objects.missing} missing on the target, {objects.extra} extra, "
+            f"{objects.changed} changed ({', '.join(map(str, objects.first))})"
+        )
+    elif not objects.settled:
+        lines.append("large objects kept changing while they were compared")
     shown = [f"  {line}" for line in lines[:_SHOWN]]
     if len(lines) > _SHOWN:
         shown.append(f"  … and {len(lines) - _SHOWN} more; --json has them all")
-    notes = [f"  note: {what} does not follow by itself" for what in check.not_streamed]
-    return [summary, *shown, *notes]
+    return [summary, *shown, *(f"  note: {note}" for note in _notes(check))]
+
+
+def _notes(check: LinkCheck) -> Iterator[str]:
+    """What a person should know whatever the verdict is."""
+    for what in check.not_streamed:
+        yield f"{what} does not follow by itself"
+    if check.large_objects.differ:
+        yield (
+            "large objects come level with a new copy: `pglockstep teardown`, an empty database as the target, "
+            "`pglockstep once`; or by hand, as docs/internals/verdicts.md says"
+        )
+    if unread := check.large_objects.unread:
+        yield f"{unread} large objects are not compared: on one end our role may not read them"
+    for what in check.not_populated:
+        yield f"{what} is filled on the source, and empty on the target: REFRESH {what}"
+    grants = check.grants_different
+    for found in grants[:_SHOWN_GRANTS]:
+        yield f"who may use {found.kind} {_named(found.schema, found.name)} {found.difference}"
+    if len(grants) > _SHOWN_GRANTS:
+        yield f"… and {len(grants) - _SHOWN_GRANTS} more whose grants differ; --json has them all"
 
 
 def table_sentence(table: TableResult) -> str:

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 import msgspec
 
-from pglockstep.compare.content import Content, base_name
-from pglockstep.compare.pairing import Pairing, RowDifference, RowKey
+from pglockstep.compare.content import base_name
+from pglockstep.compare.pairing import Pairing, RowDifference, RowKey, Server, comparable_columns
 from pglockstep.compare.ranges import Range, is_ordered
 from pglockstep.compare.readings import Sums
 from pglockstep.compare.sessions import both
@@ -57,14 +57,12 @@ class Differing(msgspec.Struct, frozen=True):
     target: Sums
 
 
-def carried(source: Table, target: Table, encodings: Sequence[str]) -> Pairing:
+def carried(source: Table, target: Table, servers: Sequence[Server]) -> Pairing:
     """The pairing of two tables by what of them travels: no generated column does, it follows from the others."""
-    found = Pairing.of(source, target, encodings)
-    columns = tuple(each.name for each in source.data_columns if each.name in found.columns)
-    measured = all(each == "UTF8" for each in encodings)
-    content = Content.of(source, target, columns, measured=measured)
-    key = found.key if set(found.key) <= set(columns) else ()
-    return msgspec.structs.replace(found, columns=columns, content=content, key=key)
+    both_have = comparable_columns(source, target)
+    columns = tuple(each.name for each in source.data_columns if each.name in both_have)
+    found = Pairing.of(source, target, servers, columns=columns)
+    return found if set(found.key) <= set(columns) else msgspec.structs.replace(found, key=())
 
 
 def described(pairing: Pairing) -> Relation:

@@ -6,6 +6,7 @@ different chunks, or into two; then these differ, and their rows are looked at a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -58,10 +59,40 @@ def share_to_sample(size: Size, chunks: int) -> float:
 
 
 def is_ordered(tables: Sequence[Table], key: Sequence[str]) -> bool:
-    """Whether tables with this key can be cut by it."""
-    return bool(key) and all(
-        base_name(column) in _ORDERED for table in tables for column in table.columns if column.name in key
+    """Whether tables with this key can be cut by it: both have an index that it is the order of."""
+    # in another order of its columns each chunk would be all of the table
+    return (
+        bool(key)
+        and tables[0].primary_key == tables[1].primary_key
+        and all(
+            base_name(column) in _ORDERED
+            for table in tables
+            for column in table.columns
+            if column.name in key
+        )
     )
+
+
+def sorted_alike(boundaries: Sequence[Key], there: Sequence[Key]) -> list[Key]:
+    """Those of the `boundaries`, as one end sorts them, that the other has in the same order, which is `there`.
+
+    Else its ranges would overlap, and rows be counted twice.
+    """
+    place = {key: number for number, key in enumerate(there)}
+    # the longest run of places that only grow
+    ends: list[int] = []
+    last: list[Key] = []
+    before: dict[Key, Key | None] = {}
+    for key in boundaries:
+        at = bisect_left(ends, place[key])
+        before[key] = last[at - 1] if at else None
+        ends[at : at + 1], last[at : at + 1] = [place[key]], [key]
+    found: list[Key] = []
+    key_of = last[-1] if last else None
+    while key_of is not None:
+        found.append(key_of)
+        key_of = before[key_of]
+    return found[::-1]
 
 
 def cut(boundaries: Sequence[Key], chunks: int) -> list[Range]:

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
+from pglockstep.compare.content import comparable_type
 from pglockstep.compare.pairing import Pairing, RowKey
 from pglockstep.compare.ranges import WHOLE, Key, Range, Size
 from pglockstep.compare.suspects import Says, Seen
@@ -79,7 +80,7 @@ class Reader:
         self._names = [sql.Identifier(each.name) for each in self._key]
         # enums and other types of a user's come with a user's operators, which no search_path finds
         self._equality = [each.equality or "OPERATOR(pg_catalog.=)" for each in self._key]
-        self._types = [each.base_type or each.type_name for each in self._key]
+        self._types = [comparable_type(each) for each in self._key]
 
     async def sums(self, within: Range = WHOLE) -> Sums:
         """The sums of the rows in a range."""
@@ -105,12 +106,16 @@ class Reader:
 
     async def rows(self, within: Range, parts: int, chosen: Sequence[int]) -> Mapping[RowKey, Seen]:
         """The rows of the `chosen` parts of a range."""
-        query = self._seen(
-            sql.SQL("FROM ({}) AS r WHERE {} = ANY ($1::bigint[])").format(
+        if self._key:
+            # so no text is made of rows that are not asked for
+            part = text_hash(row_text(self._pairing.key, self._place.encoding), SEEDS[1])
+            mine = sql.SQL("({} & {}) = ANY ($1::bigint[])").format(part, sql.Literal(parts - 1))
+            source = sql.SQL("FROM ({}) AS r").format(self._texts([*self._in(within), mine], keyed=True))
+        else:
+            source = sql.SQL("FROM ({}) AS r WHERE {} = ANY ($1::bigint[])").format(
                 self._texts(self._in(within), keyed=True), self._part(parts)
             )
-        )
-        return self._reading(await self._fetch(query, [list(chosen)]))
+        return self._reading(await self._fetch(self._seen(source), [list(chosen)]))
 
     async def rows_of(self, keys: Sequence[RowKey]) -> Mapping[RowKey, Seen]:
         """The rows of these keys, as far as they are there."""
@@ -126,7 +131,8 @@ class Reader:
             wanted = set(keys)
             return {key: seen for key, seen in found.items() if key in wanted}
         query = self._seen(
-            sql.SQL("FROM ({}) AS r").format(self._texts(self._filter(), keyed=True, join=self._join()))
+            # whether they are selected or not: where only one end selects a row, the other has it all the same
+            sql.SQL("FROM ({}) AS r").format(self._texts([], keyed=True, join=self._join()))
         )
         return self._reading(await self._fetch(query, [list(each) for each in zip(*keys, strict=True)]))
 
@@ -144,8 +150,8 @@ class Reader:
         ]
         known_by: list[sql.Composable] = [text_hash(_ROW, seed) for seed in SEEDS]
         if self._key:
-            rows = self._texts(self._filter(), keyed=True, join=self._join(), more=texts)
-            keys_of = [sql.SQL("{}::text").format(_key_name(n)) for n in range(len(self._key))]
+            rows = self._texts([], keyed=True, join=self._join(), more=texts)
+            keys_of = [self._as_text(n, _key_name(n)) for n in range(len(self._key))]
             query = sql.SQL("SELECT {} FROM ({}) AS r").format(_listed([*keys_of, *known_by, *names]), rows)
             values: list[object] = [list(each) for each in zip(*keys, strict=True)]
         else:
@@ -169,7 +175,12 @@ class Reader:
         conn = self._place.conn
         await conn.execute("BEGIN")
         try:
-            await use_snapshot(conn, snapshot)
+            try:
+                await use_snapshot(conn, snapshot)
+            except psycopg.Error as error:
+                if is_gone(error):
+                    raise
+                raise Inconclusive("the moment was gone before all of it was read") from error
             return await self.rows_of(keys) if await holds(conn, self._table) else None
         except psycopg.Error as error:
             raise unread(self._place.end, self._pairing, error) from error
@@ -209,9 +220,12 @@ class Reader:
         if not columns:
             return []
         names = [sql.Identifier(f"pglockstep k{index}") for index in range(len(columns))]
+        # in the collation of the column itself, which the ranges go by
         casts = [
-            sql.SQL("{}::{}").format(name, sql.SQL(type_))
-            for name, type_ in zip(names, self._types, strict=True)
+            sql.SQL("coalesce(u.{}::{}, (SELECT {} FROM ONLY {} LIMIT 0))").format(
+                name, sql.SQL(type_), column, self._table.name.sql()
+            )
+            for name, type_, column in zip(names, self._types, self._names, strict=True)
         ]
         query = sql.SQL("SELECT {0} FROM unnest({1}) AS u ({0}) ORDER BY {2}").format(
             _listed(names), self._arrays(), _listed(casts)
@@ -238,7 +252,7 @@ class Reader:
                 sql.SQL("t.{0} AS {1}").format(name, _key_name(n)) for n, name in enumerate(self._names)
             ]
             if self._key:
-                text = row_text(self._pairing.key, self._place.encoding)
+                text = row_text(self._pairing.key, self._place.encoding, "t")
                 columns.append(sql.SQL('{} AS "key"').format(text))
         columns += more
         # OFFSET 0 keeps the planner from computing a text anew for each use of it
@@ -286,12 +300,16 @@ class Reader:
         return sql.SQL("({} & {})").format(text_hash(known_by, SEEDS[1]), sql.Literal(parts - 1))
 
     def _key_texts(self) -> sql.Composed:
-        return _listed([sql.SQL("{}::text").format(name) for name in self._names])
+        return _listed([self._as_text(n, name) for n, name in enumerate(self._names)])
+
+    def _as_text(self, number: int, name: sql.Composable) -> sql.Composed:
+        # a type of a user's may have a cast to text that makes two values one; every type's own output does not
+        return sql.SQL("concat({})" if "." in self._types[number] else "{}::text").format(name)
 
     def _seen(self, source: sql.Composed) -> sql.Composed:
         hashes = [text_hash(_ROW, seed) for seed in SEEDS]
         if self._key:
-            keys = _listed([sql.SQL("{}::text").format(_key_name(n)) for n in range(len(self._key))])
+            keys = _listed([self._as_text(n, _key_name(n)) for n in range(len(self._key))])
             return sql.SQL('SELECT {}, {}, "version" {}').format(keys, _listed(hashes), source)
         version = text_hash(sql.SQL('"version"'), SEEDS[0])
         return sql.SQL("SELECT {}, count(*), sum({})::text {} GROUP BY 1, 2").format(

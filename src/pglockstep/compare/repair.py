@@ -10,13 +10,26 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import TupleRow
 
+from pglockstep.compare.content import comparable_type
 from pglockstep.compare.pairing import Pairing, RowDifference, RowKey
 from pglockstep.compare.readings import Place, Reader, RowValues, unread
+from pglockstep.compare.scripts import on_conflict
 from pglockstep.postgres.row_texts import SEEDS, text_hash
 
 #: So many rows go in one statement.
 PORTION = 2_000
+
+#: Constraints of a table that may be deferred, and what they are over.
+_DEFERRABLE = sql.SQL(
+    """SELECT x.relname, i.indisexclusion,
+    coalesce((pg_catalog.to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
+    ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::smallint[]))
+FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS x ON x.oid = i.indexrelid
+WHERE i.indrelid = $1 AND NOT i.indimmediate"""
+)
 
 
 class Repairer:
@@ -36,6 +49,8 @@ class Repairer:
 
     async def delete(self, rows: Sequence[RowDifference], seen: Mapping[RowKey, int]) -> set[RowKey]:
         """Delete these rows; `seen` says, without a key, how many there were of each."""
+        if not rows:
+            return set()
         if not self._key:
             return await self._delete_equal(rows, seen)
         query = sql.SQL("DELETE FROM ONLY {} AS t USING {} WHERE {} RETURNING {}").format(
@@ -51,11 +66,11 @@ class Repairer:
             for number, column in self._written
             if column.name not in names and column.identity != "a"
         ]
-        if not changes:
+        if not changes or not rows:
             return set()
         first = len(self._key) + 3
         sets = [
-            sql.SQL("{} = {}::{}").format(sql.Identifier(column.name), _value(n), sql.SQL(column.type_name))
+            sql.SQL("{} = w.{}::{}").format(sql.Identifier(column.name), _value(n), sql.SQL(column.type_name))
             for n, (_, column) in enumerate(changes)
         ]
         query = sql.SQL("UPDATE ONLY {} AS t SET {} FROM {} WHERE {} RETURNING {}").format(
@@ -87,8 +102,7 @@ class Repairer:
             ]
         )
         query = sql.SQL(
-            "INSERT INTO {}{} {}SELECT {} FROM unnest({}) AS w ({}), "
-            "generate_series(1, w.copies) ON CONFLICT DO NOTHING{}"
+            "INSERT INTO {}{} {}SELECT {} FROM unnest({}) AS w ({}), generate_series(1, w.copies){}{}"
         ).format(
             self._name,
             sql.SQL(" ({})").format(listed) if count else sql.SQL(""),
@@ -96,6 +110,7 @@ class Repairer:
             values_of,
             _listed([*(_array(n + 1, "text") for n in range(count)), _array(count + 1, "bigint")]),
             _listed([*map(_value, range(count)), sql.Identifier("copies")]),
+            on_conflict(self._table, [column.name for column in self._key]),
             sql.SQL(" RETURNING {}").format(
                 _listed([sql.SQL("{}::text").format(sql.Identifier(column.name)) for column in self._key])
             )
@@ -108,6 +123,38 @@ class Repairer:
         done = await self._done(query, [*arrays, [row.copies for row in rows]])
         return done if self._key else {row.key for row in rows}
 
+    def sets_what_no_update_may(self, before: RowValues, after: RowValues) -> bool:
+        """Whether a column differs that is GENERATED ALWAYS AS IDENTITY: such a row goes and comes."""
+        return any(
+            before.texts[number] != after.texts[number]
+            for number, column in self._written
+            if column.identity == "a"
+        )
+
+    async def taken_twice(self) -> str | None:
+        """A deferrable constraint that does not hold, or may not: for a replica nobody checks it. None if all do."""
+        if not self._table.has_deferrable:
+            return None
+        constraints = await self._rows(_DEFERRABLE, [self._table.oid])
+        for name, is_exclusion, nulls_are_equal, columns in constraints:
+            names = [sql.Identifier(each) for each in columns]
+            filled = [sql.SQL("{} IS NOT NULL").format(each) for each in names]
+            twice = sql.SQL("SELECT FROM ONLY {} WHERE {} GROUP BY {} HAVING count(*) > 1 LIMIT 1").format(
+                self._name,
+                sql.SQL("true") if nulls_are_equal else sql.SQL(" AND ").join(filled),
+                _listed(names),
+            )
+            if is_exclusion or await self._rows(twice, []):
+                return str(name)
+        return None
+
+    async def _rows(self, query: sql.SQL | sql.Composed, values: Sequence[object]) -> list[TupleRow]:
+        try:
+            cursor = await self._place.conn.execute(query, values, prepare=False)
+            return await cursor.fetchall()
+        except psycopg.Error as error:
+            raise unread(self._place.end, self._pairing, error) from error
+
     async def _delete_equal(self, rows: Sequence[RowDifference], seen: Mapping[RowKey, int]) -> set[RowKey]:
         """Of rows that say the same, as many as are too many; if there are still as many as there were."""
         content = self._pairing.content.text(self._place.encoding)
@@ -116,7 +163,7 @@ class Repairer:
             "WITH found AS (SELECT place, hash0, hash1, w.copies, w.seen, "
             "row_number() OVER same AS n, count(*) OVER same AS present "
             "FROM (SELECT place, {} AS hash0, {} AS hash1 "
-            'FROM (SELECT ctid AS place, {} AS "row" FROM ONLY {} OFFSET 0) AS r) AS t '
+            'FROM (SELECT t.ctid AS place, {} AS "row" FROM ONLY {} AS t OFFSET 0) AS r) AS t '
             "JOIN unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS w (hash0, hash1, copies, seen) "
             "USING (hash0, hash1) WINDOW same AS (PARTITION BY hash0, hash1)) "
             "DELETE FROM ONLY {} AS t USING found AS f WHERE t.ctid = f.place AND f.n <= f.copies AND f.present = f.seen "
@@ -150,7 +197,7 @@ class Repairer:
                 sql.Identifier(column.name),
                 sql.SQL(column.equality or "OPERATOR(pg_catalog.=)"),
                 _known_key(n),
-                sql.SQL(column.base_type or column.type_name),
+                sql.SQL(comparable_type(column)),
             )
             for n, column in enumerate(self._key)
         ]

@@ -2,8 +2,8 @@
 
 Reads the catalogs alone: one query for each end, no lock on any table, nothing written. Compared is what an
 application can tell apart: that objects are there, what they are made of and what they are told to do. Not
-compared is what the two ends may have differently and still be the same to it: owners and grants, storage
-options, replica identities, versions of extensions, the order of columns, how full a materialised view is.
+compared is what the two ends may have differently and still be the same to it: owners, grants (see `grants`),
+storage options, replica identities, versions of extensions, the order of columns, how full a materialised view is.
 
 Views are written back differently by servers before version 16 and since (and by no other pair from 14 to 18,
 going by PostgreSQL's own regression tests). Across that line only their columns are compared.

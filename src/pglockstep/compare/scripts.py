@@ -44,8 +44,15 @@ class Writer:
                 yield self.insert(giver)
             elif giver is None:
                 yield self.delete(receiver)
+            elif not (changed := self._changed(receiver, giver)):
+                # nothing but what follows from other columns
+                return
+            elif any(column.identity == "a" for column, _ in changed):
+                # which no UPDATE may set
+                yield self.delete(receiver)
+                yield self.insert(giver)
             else:
-                yield self.update(receiver, giver)
+                yield self.update(receiver, changed)
 
     def insert(self, texts: Texts) -> str:
         """The INSERT of a row; one that is there already is left."""
@@ -55,20 +62,27 @@ class Writer:
         if not written:
             return self._text("INSERT INTO {} DEFAULT VALUES", self._name)
         return self._text(
-            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT DO NOTHING",
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}){}",
             self._name,
             _listed(sql.Identifier(column.name) for column, _ in written),
             _listed(_literal(column, text) for column, text in written),
+            on_conflict(self._table, self._pairing.key),
         )
 
-    def update(self, old: Texts, new: Texts) -> str:
-        """The UPDATE of the columns that differ."""
+    def update(self, old: Texts, changed: Iterable[tuple[Column, str | None]]) -> str:
+        """The UPDATE of the columns that are `changed`."""
         changes = [
             sql.SQL("{} = {}").format(sql.Identifier(column.name), _literal(column, text))
+            for column, text in changed
+        ]
+        return self._text("UPDATE ONLY {} SET {} WHERE {}", self._name, _listed(changes), self._says(old))
+
+    def _changed(self, old: Texts, new: Texts) -> list[tuple[Column, str | None]]:
+        return [
+            (column, text)
             for column, before, text in zip(self._columns, old, new, strict=True)
             if before != text and not column.generated
         ]
-        return self._text("UPDATE ONLY {} SET {} WHERE {}", self._name, _listed(changes), self._says(old))
 
     def delete(self, texts: Texts) -> str:
         """The DELETE of exactly one row."""
@@ -89,6 +103,9 @@ class Writer:
         parts: list[sql.Composable] = []
         for column, text in zip(self._columns, texts, strict=True):
             name = sql.Identifier(column.name)
+            if column.generated:
+                # it follows from the others
+                continue
             if text is None:
                 parts.append(sql.SQL("{} IS NULL").format(name))
             elif column.name in self._key:
@@ -96,11 +113,21 @@ class Writer:
                 parts.append(sql.SQL("{} {} {}").format(name, operator, _literal(column, text)))
             else:
                 # not every type has an equality, and some call values equal that read differently
-                parts.append(sql.SQL("concat({}) = {}").format(name, sql.Literal(text)))
+                parts.append(sql.SQL('concat({}) = {} COLLATE "C"').format(name, sql.Literal(text)))
         return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true")
 
     def _text(self, template: str, *parts: sql.Composable) -> str:
         return sql.SQL(template).format(*parts).as_string() + ";"
+
+
+def on_conflict(table: Table, key: Sequence[str]) -> sql.Composable:
+    """What an INSERT does where the row, or a unique value of it, is there already: nothing. Pure."""
+    if not table.has_deferrable:
+        return sql.SQL(" ON CONFLICT DO NOTHING")
+    # PostgreSQL does not look at what may be deferred there, and refuses unless told where to look
+    if not key:
+        return sql.SQL("")
+    return sql.SQL(" ON CONFLICT ({}) DO NOTHING").format(_listed(map(sql.Identifier, key)))
 
 
 def _literal(column: Column, text: str | None) -> sql.Composable:

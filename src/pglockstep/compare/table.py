@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from pglockstep.compare.pairing import Pairing, RowDifference, RowKey
-from pglockstep.compare.ranges import WHOLE, Range, chunks_of, cut, is_ordered, share_to_sample
+from pglockstep.compare.ranges import WHOLE, Range, chunks_of, cut, is_ordered, share_to_sample, sorted_alike
 from pglockstep.compare.readings import Reader
 from pglockstep.compare.sessions import Sessions, both
 from pglockstep.compare.suspects import Reading, Seen, Suspects, difference
@@ -136,7 +136,8 @@ class _Comparison:
                     for each, size in zip(readers, sizes, strict=True)
                 )
             )
-            return cut(await readers[0].sorted({key for keys in samples for key in keys}), chunks)
+            keys = {key for sample in samples for key in sample}
+            return cut(sorted_alike(*await both(*(each.sorted(keys) for each in readers))), chunks)
 
     @asynccontextmanager
     async def _readers(self) -> AsyncIterator[tuple[Reader, Reader]]:

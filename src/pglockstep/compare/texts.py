@@ -48,7 +48,9 @@ class Texts(Reader):
             # behind the hashes stands what they are of
             rows = {tuple(int(each or 0) for each in row[:2]): row[3:] for row in found}
             return {key: row for key, row in rows.items() if key in wanted}
-        texts = sql.SQL(", ").join(sql.SQL("t.{}::text").format(name) for name in self._names)
+        texts = sql.SQL(", ").join(
+            self._as_text(n, sql.SQL("t.{}").format(name)) for n, name in enumerate(self._names)
+        )
         query = self._rows(self._filter(), beside=texts, join=self._join())
         width = len(self._key)
         rows_of = await self._texts_of(query, [list(each) for each in zip(*keys, strict=True)])

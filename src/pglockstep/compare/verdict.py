@@ -11,8 +11,11 @@ from typing import Literal
 
 import msgspec
 
+from pglockstep.compare.large_objects import LargeObjects
 from pglockstep.compare.schema import SchemaDifference
 from pglockstep.compare.sequences import SequenceBehind
+
+_NONE = LargeObjects()
 
 Verdict = Literal["identical", "different", "inconclusive"]
 
@@ -39,9 +42,10 @@ def link_verdict(
     tables: Iterable[TableResult],
     schema_differences: Sequence[SchemaDifference],
     sequences_behind: Sequence[SequenceBehind],
+    large_objects: LargeObjects = _NONE,
 ) -> Verdict:
     """The verdict on a link: the first that anything calls for of different, inconclusive and identical."""
     verdicts = {table.verdict for table in tables}
-    if "different" in verdicts or schema_differences or sequences_behind:
+    if "different" in verdicts or schema_differences or sequences_behind or large_objects.differ:
         return "different"
-    return "inconclusive" if "inconclusive" in verdicts else "identical"
+    return "inconclusive" if "inconclusive" in verdicts or not large_objects.known else "identical"

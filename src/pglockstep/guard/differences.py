@@ -20,9 +20,11 @@ class Turned:
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = columns
         self._counts: list[Counter[str | None]] = [Counter() for _ in columns]
+        self.noted = 0
 
     def note(self, before: Texts, after: Texts) -> None:
         """A row says `before` now, and is to say `after`."""
+        self.noted += 1
         for counts, old, new in zip(self._counts, before, after, strict=True):
             if old != new:
                 # what is long is seldom the same; and it is only counted
@@ -47,14 +49,21 @@ class TooMuch(msgspec.Struct, frozen=True):
     sentence: str
 
 
-def too_much(rules: Rules, held: int, gone: int, come: int, turned: Turned) -> Iterable[TooMuch]:
-    """What the rules of a table say that holds so many rows, if some are `gone`, others `come`, and columns are `turned`."""
+def too_much(
+    rules: Rules, held: int, gone: int, come: int, turned: Turned, *, changed: int = 0
+) -> Iterable[TooMuch]:
+    """What the rules of a table say that holds so many rows, if some are `gone`, others `come`, and columns are `turned`.
+
+    If more are `changed` than were noted, the rest is taken to be like them.
+    """
     left = held - gone + come
     if gone and left < min(rules.floor, held):
         yield TooMuch("floor", gone, f"{left} of its rows would be left, below its floor of {rules.floor}")
     elif gone > rules.may_lose(held) or (rules.judge and held and not left):
         yield TooMuch("delete", gone, f"{gone} of its {held} rows would be gone")
     name, rows, is_null = turned.worst()
+    if turned.noted:
+        rows = max(rows, -(-rows * changed // turned.noted))
     if rows > (rules.may_turn(held) if is_null else max(rules.may_turn(held), 1)):
         what = "NULL" if is_null else "one same value"
         yield TooMuch(

@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 
@@ -25,7 +25,7 @@ from pglockstep.compare.table import Matched
 from pglockstep.errors import EndError, Inconclusive, LockstepError
 from pglockstep.link.link import Link
 from pglockstep.link.outlet import Outlet
-from pglockstep.link.session import emit_barrier
+from pglockstep.link.session import emit_barrier, source_position
 from pglockstep.observe.requests import MomentWanted, Requests
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.moments import create_slot
@@ -40,6 +40,8 @@ _LOOK_EVERY = 0.2
 #: How long whoever asked waits, and how long snapshots are kept for one who does not let go of them.
 _PATIENCE = 15.0
 _KEPT = 60.0
+#: How many of these there are at once; each has three sessions of its own, and a slot while it is made.
+_AT_ONCE = 3
 
 
 class Alone:
@@ -120,61 +122,72 @@ class Beside:
 
 
 async def serve(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | None]) -> None:
-    """Make moments for those who ask, until cancelled."""
+    """Make moments for those who ask, until cancelled: beside each other, as one who was killed lets go of none."""
     requests = Requests(link.state)
-    passing: dict[str, asyncio.Task[None]] = {}
-    try:
-        await _serve_all(link, record, outlet, requests, passing)
-    finally:
-        for task in passing.values():
-            task.cancel()
-
-
-async def _serve_all(
-    link: Link,
-    record: LinkRecord,
-    outlet: Callable[[], Outlet | None],
-    requests: Requests,
-    passing: dict[str, asyncio.Task[None]],
-) -> None:
-    while True:
-        await asyncio.sleep(_LOOK_EVERY)
-        try:
-            for wanted in requests.moments_wanted(link.key):
-                if wanted.only_passes:
-                    if wanted.id not in passing:
-                        passing[wanted.id] = asyncio.create_task(_pass(link, requests, wanted))
-                elif wanted.source or wanted.refused:
-                    # its daemon is gone, and with it the snapshots
-                    requests.forget_moment(wanted.id)
-                else:
-                    await _serve(link, record, outlet(), requests, wanted)
-        except LockstepError as error:
-            # a state directory that is gone is told of by the journal, which knows what is lost with it
-            log.debug("no moment was made: %s", error, extra=link.about("moment.failed"))
+    at_it: dict[str, asyncio.Task[None]] = {}
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            at_it = {id: task for id, task in at_it.items() if not task.done()}
+            try:
+                for wanted in requests.moments_wanted(link.key):
+                    if wanted.id in at_it or len(at_it) >= _AT_ONCE:
+                        continue
+                    if wanted.source or wanted.refused:
+                        # its daemon is gone, and with it the snapshots; or it was kept for long enough
+                        requests.forget_moment(wanted.id)
+                    else:
+                        serving = (
+                            _pass(link, requests, wanted)
+                            if wanted.only_passes
+                            else _serve(link, record, outlet(), requests, wanted)
+                        )
+                        at_it[wanted.id] = tasks.create_task(serving, name="moment")
+            except LockstepError as error:
+                # a state directory that is gone is told of by the journal, which knows what is lost with it
+                log.debug("no moment was made: %s", error, extra=link.about("moment.failed"))
 
 
 async def _serve(
     link: Link, record: LinkRecord, outlet: Outlet | None, requests: Requests, wanted: MomentWanted
 ) -> None:
     async with AsyncExitStack() as kept:
-        try:
-            if outlet is None:
-                raise Inconclusive("nothing is being applied at the moment")
-            found = await taken(link, record, outlet, kept)
-        except (Inconclusive, EndError) as error:
-            requests.answer(msgspec.structs.replace(wanted, refused=error.message))
-            return
-        requests.answer(msgspec.structs.replace(wanted, source=found.source, target=found.target))
-        end = time.monotonic() + _KEPT
-        while True:
-            if time.monotonic() >= end or requests.moment(wanted.id) is None:
+        with suppress(LockstepError):
+            # a state directory that is gone is no place for an answer
+            try:
+                if outlet is None:
+                    raise Inconclusive("nothing is being applied at the moment")
+                found = await taken(link, record, outlet, kept)
+            except (Inconclusive, EndError) as error:
+                requests.answer(msgspec.structs.replace(wanted, refused=error.message))
                 return
-            await asyncio.sleep(_LOOK_EVERY)
+            requests.answer(msgspec.structs.replace(wanted, source=found.source, target=found.target))
+            await _let_go(requests, wanted)
+
+
+async def _let_go(requests: Requests, wanted: MomentWanted) -> None:
+    """Return once whoever asked has let go of it, or has had long enough."""
+    end = time.monotonic() + _KEPT
+    while True:
+        if time.monotonic() >= end or requests.moment(wanted.id) is None:
+            return
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
-    """Two snapshots that show one moment, open for as long as `kept` is. Raises `Inconclusive` if it does not come in time."""
+    """Two snapshots that show one moment, open for as long as `kept` is.
+
+    Raises `Inconclusive` if it does not come in time, or an end has no room or no right for it: a slot, a session.
+    """
+    try:
+        return await _taken(link, record, outlet, kept)
+    except EndError as error:
+        raise Inconclusive(
+            f"the ends could not be seen at one moment: {error.message}", hint=error.hint
+        ) from error
+
+
+async def _taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
     source, target = ends(link.config)
     if link.polls:
         return await _polled(link, target, kept)
@@ -199,12 +212,15 @@ async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitS
     async def look() -> None:
         names[1] = await _exported(here, target)
 
+    with translate(source):
+        start = await source_position(there)
     try:
-        await outlet.cut(moment, look)
+        await outlet.cut(start, moment, look)
     except TimeoutError:
-        said = "a large transaction on its way" if names[0] else "transactions that are open on the source"
         raise Inconclusive(
-            f"the ends could not be seen at one moment: within a second the target was not there, for {said}"
+            "the target did not come to the moment that the source was seen at"
+            if names[0]
+            else "the source could not be seen at one moment within a second, for transactions that are open there"
         ) from None
     return Matched(*names)
 
@@ -230,11 +246,12 @@ async def _polled(link: Link, target: End, kept: AsyncExitStack) -> Matched:
 
 async def _pass(link: Link, requests: Requests, wanted: MomentWanted) -> None:
     """Have a poll made, and say what the target reaches by it."""
-    try:
+    with suppress(LockstepError):
+        # a state directory that is gone is no place for an answer
         if link.poller is None:
-            raise Inconclusive("the source is not being polled at the moment")
+            refused = "the source is not being polled at the moment"
+            requests.answer(msgspec.structs.replace(wanted, refused=refused))
+            return
         lsn = await link.poller.passed()
-    except (Inconclusive, EndError) as error:
-        requests.answer(msgspec.structs.replace(wanted, refused=error.message))
-        return
-    requests.answer(msgspec.structs.replace(wanted, source=str(lsn)))
+        requests.answer(msgspec.structs.replace(wanted, source=str(lsn)))
+        await _let_go(requests, wanted)

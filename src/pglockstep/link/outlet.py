@@ -41,8 +41,10 @@ _ASK_IDLE_EVERY = 5.0
 _PRUNE_EVERY = 60.0
 #: How long what is held may take to be on the journal's disk before it is told all the same, in seconds.
 _KEEP_WITHIN = 5.0
-#: How long nothing is applied for the sake of one moment, in seconds, and how often it is looked how far that is.
+#: How long nothing is applied for the sake of one moment, in seconds; how long that may be ahead of the target; and how often
+#: it is looked.
 _CUT = 1.0
+_UNTIL_CUT = 10.0
 _LOOK_AGAIN = 0.001
 #: How long a change may wait to be applied before the link counts as behind, in seconds.
 BEHIND_AFTER = 3.0
@@ -84,6 +86,7 @@ class Outlet:
         self._unapplied_since: float | None = None
         self._failed: Exception | None = None
         self._silent: LockstepError | None = None
+        self._cutting = asyncio.Lock()
         #: how far the target has everything on its disk
         self.flushed = Lsn(0)
 
@@ -207,21 +210,32 @@ class Outlet:
         self._taken.set()
         return builder.seal() if builder.ready else None
 
-    async def cut(self, moment: Callable[[], Awaitable[Lsn]], look: Callable[[], Awaitable[None]]) -> None:
+    async def cut(
+        self, start: Lsn, moment: Callable[[], Awaitable[Lsn]], look: Callable[[], Awaitable[None]]
+    ) -> None:
         """Have `look` find the target with exactly what committed before the LSN that `moment` comes to.
 
-        Nothing new is applied meanwhile, for `_CUT` seconds at the most; raises `TimeoutError` if that is not enough.
+        `start` is where the source is now, and that LSN is behind it. What commits there or later waits meanwhile, for `_CUT`
+        seconds at the most; so may what is before it, to be applied. Raises `TimeoutError` if it does not come to that. One
+        after the other: the end of one would be the end of what another waits for.
         """
+        async with self._cutting:
+            await self._cut(start, moment, look)
+
+    async def _cut(
+        self, start: Lsn, moment: Callable[[], Awaitable[Lsn]], look: Callable[[], Awaitable[None]]
+    ) -> None:
         try:
+            # what has been taken by now is before that moment
+            self._cut_at(start)
             async with asyncio.timeout(_CUT):
-                # whatever is under way now is before that moment
-                self._cut_at(Lsn(1))
-                await _come_to(lambda: not self._is_busy)
                 lsn = await moment()
-                self._cut_at(lsn)
+            self._cut_at(lsn)
+            async with asyncio.timeout(_UNTIL_CUT):
                 await _come_to(
                     lambda: not self._is_busy and (self.applier.builder.at_cut or self._is_level(lsn))
                 )
+            async with asyncio.timeout(_CUT):
                 await look()
         finally:
             self._cut_at(Lsn(0))

@@ -29,7 +29,7 @@ from pglockstep.errors import LockstepError, Side, SourceLacks, TargetLacks
 from pglockstep.findings import listed
 from pglockstep.guard import watch
 from pglockstep.link.diff import values
-from pglockstep.link.level import levelled
+from pglockstep.link.level import Level, levelled
 from pglockstep.link.link import Link
 from pglockstep.link.repair_plan import Plan, TablePlan, demand_allowed, portions
 from pglockstep.link.verify import Scope, compared
@@ -41,6 +41,9 @@ from pglockstep.postgres.privileges import Facts
 
 #: How often the source's and the target's rows are tried to be written together, while others change them.
 _TRIES = 3
+
+#: What says that another row has a value that only one may have.
+_TAKEN = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 
 Rows = Mapping[QualifiedName, Sequence[RowDifference]]
 
@@ -64,17 +67,23 @@ async def apply(link: Link, plan: Plan, undo: Path) -> Repaired:
 
     `undo` is a directory for the file that takes it back. Raises `TooMuchLost`, and the ends' errors, with nothing changed.
     """
-    demand_allowed(plan)
-    scope = Scope(tables=frozenset(table.name for table in plan.tables), jobs=link.config.jobs)
     async with levelled(link, "repair", copies=False) as level:
-        written = await _write(level.ends, plan, undo)
-        for table in plan.tables:
-            for allowance, rows in table.allowed.items():
-                link.incidents.use(allowance, rows)
-        # what was repaired beside the stream is counted anew when it matters
-        link.gate.forget([table.name for table in plan.tables])
-        await level.moments.advance()
-        now = await compared(level.ends, link.selection, level.moments, scope)
+        return await apply_at(level, link, plan, undo)
+
+
+async def apply_at(level: Level, link: Link, plan: Plan, undo: Path) -> Repaired:
+    """As `apply`, with both ends at one point already."""
+    demand_allowed(plan)
+    written = await _write(level.ends, plan, undo)
+    # what goes on the source is what the stream then brings, which is judged as all that it brings, and uses it up
+    for table in plan.tables if plan.receiver == "target" else ():
+        for allowance, rows in table.allowed.items():
+            link.incidents.use(allowance, rows)
+    # what was repaired beside the stream is counted anew when it matters
+    link.gate.forget([table.name for table in plan.tables])
+    await level.moments.advance()
+    scope = Scope(tables=frozenset(table.name for table in plan.tables), jobs=link.config.jobs)
+    now = await compared(level.ends, link.selection, level.moments, scope)
     done, left = {}, {}
     for table in plan.tables:
         keys = written.done[table.name]
@@ -178,6 +187,12 @@ class _Job:
         for step in (self._delete, self._update, self._insert):
             for table in self._plan.tables:
                 await step(table, rows[table.name])
+        for table in self._plan.tables:
+            if (constraint := await Repairer(self._place, table.pairing).taken_twice()) is not None:
+                raise self._refused(
+                    f"constraint {constraint} of {table.name} on the {self._side} may be deferred, and would not hold",
+                    "nothing was changed; repair the rows that hold its values as well, or by hand",
+                )
 
     @property
     def _side(self) -> Side:
@@ -204,12 +219,21 @@ class _Job:
         """Update these rows; those remain of which a unique value is another's that has not changed yet."""
         undo = len(self.undo)
         gives, receives = await self._values(table, rows)
-        known = [row for row in rows if row.key in gives and row.key in receives]
+        repairer = Repairer(self._place, table.pairing)
+        both_have = [row for row in rows if row.key in gives and row.key in receives]
+        to_replace = [
+            row for row in both_have if repairer.sets_what_no_update_may(receives[row.key], gives[row.key])
+        ]
+        known = [
+            row
+            for row in both_have
+            if not repairer.sets_what_no_update_may(receives[row.key], gives[row.key])
+        ]
         try:
             async with self._place.conn.transaction():
-                found = await Repairer(self._place, table.pairing).update(known, gives)
+                found = await repairer.update(known, gives)
         except LockstepError as error:
-            if not isinstance(error.__cause__, psycopg.errors.UniqueViolation):
+            if not isinstance(error.__cause__, _TAKEN):
                 raise
             del self.undo[undo:]
             if len(rows) == 1:
@@ -217,7 +241,7 @@ class _Job:
             half = len(rows) // 2
             return [*await self._updated(table, rows[:half]), *await self._updated(table, rows[half:])]
         self._note(table, known, found, gives, receives)
-        return ()
+        return to_replace
 
     async def _replace(self, table: TablePlan, rows: Sequence[RowDifference]) -> None:
         """Take rows away whose unique values change hands, and put them back with new ones; raises if another row has one."""
@@ -233,12 +257,13 @@ class _Job:
             found = await Repairer(self._place, table.pairing).insert(portion, gives, {})
             self._note(table, portion, found, gives, {})
             if len(found) < len(portion):
-                end = self._place.end
-                lacks = SourceLacks if end.side == "source" else TargetLacks
-                raise lacks(
-                    f"rows of {table.name} on the {end.side} hold unique values that its repaired rows need",
-                    hint="nothing was changed; repair the rows that hold them as well, or by hand",
+                raise self._refused(
+                    f"rows of {table.name} on the {self._side} hold unique values that its repaired rows need",
+                    "nothing was changed; repair the rows that hold them as well, or by hand",
                 )
+
+    def _refused(self, message: str, hint: str) -> LockstepError:
+        return (SourceLacks if self._side == "source" else TargetLacks)(message, hint=hint)
 
     async def _insert(self, table: TablePlan, rows: Sequence[RowDifference]) -> None:
         for portion in portions([row for row in rows if row.kind == self._kinds()[1]]):

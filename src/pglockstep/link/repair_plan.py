@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 
 from pglockstep.compare.pairing import Pairing, RowDifference, RowKey
 from pglockstep.compare.readings import RowValues
@@ -22,7 +20,7 @@ from pglockstep.guard import questions
 from pglockstep.guard.differences import TooMuch, Turned, too_much
 from pglockstep.link.balance import may_go
 from pglockstep.link.diff import values
-from pglockstep.link.level import levelled
+from pglockstep.link.level import Level, levelled
 from pglockstep.link.link import Link
 from pglockstep.link.verify import Compared, Scope, compared
 from pglockstep.postgres.connect import translate
@@ -74,25 +72,28 @@ class Plan(msgspec.Struct, frozen=True):
 
 async def plan(link: Link, scope: Scope, direction: Direction) -> Plan:
     """Find out what differs and what a repair would do. Changes nothing but bringing the target level, where no daemon does."""
-    scope = msgspec.structs.replace(scope, jobs=link.config.jobs)
     async with levelled(link, "repair", copies=False) as level:
-        found = await compared(level.ends, link.selection, level.moments, scope)
-        receiver: Side = "target" if direction == "source-to-target" else "source"
-        conn = level.ends.target_conn if receiver == "target" else level.ends.source_conn
+        return await plan_at(level, link, scope, direction)
+
+
+async def plan_at(level: Level, link: Link, scope: Scope, direction: Direction) -> Plan:
+    """As `plan`, with both ends at one point already."""
+    scope = msgspec.structs.replace(scope, jobs=link.config.jobs)
+    found = await compared(level.ends, link.selection, level.moments, scope)
+    receiver: Side = "target" if direction == "source-to-target" else "source"
+    with translate(level.ends.target):
         await link.learn(level.ends.target_conn)
-        tables, left = [], []
-        async with Sessions(level.ends.both, 1) as sessions:
-            for each in found:
-                if reason := _unrepairable(each, receiver):
-                    left.append((QualifiedName(each.result.schema, each.result.table), reason))
-                elif each.rows:
-                    tables.append(
-                        await _planned(link, level.ends, conn, sessions, each, receiver, scope.proven)
-                    )
+    tables, left = [], []
+    async with Sessions(level.ends.both, 1) as sessions:
+        for each in found:
+            if reason := _unrepairable(each):
+                left.append((QualifiedName(each.result.schema, each.result.table), reason))
+            elif each.rows:
+                tables.append(await _planned(link, level.ends, sessions, each, receiver, scope.proven))
     return Plan(link.config.name, receiver, tables, left)
 
 
-def _unrepairable(found: Compared, receiver: Side) -> str:
+def _unrepairable(found: Compared) -> str:
     """Why a table cannot be put right; empty if it can, or need not. Pure."""
     result = found.result
     if result.verdict == "identical":
@@ -108,7 +109,6 @@ def _unrepairable(found: Compared, receiver: Side) -> str:
 async def _planned(
     link: Link,
     ends: Ends,
-    conn: AsyncConnection[TupleRow],
     sessions: Sessions,
     found: Compared,
     receiver: Side,
@@ -125,12 +125,30 @@ async def _planned(
         for row in portion:
             if row.key in giver and row.key in receives:
                 turned.note(receives[row.key].texts, giver[row.key].texts)
-    with translate(ends.target if receiver == "target" else ends.source):
-        held = await questions.count(conn, pairing.at(receiver).name)
+    with translate(ends.source):
+        of_source = await questions.count(ends.source_conn, pairing.source.name)
+    with translate(ends.target):
+        of_target = await questions.count(ends.target_conn, pairing.target.name)
+    held, given = (of_target, of_source) if receiver == "target" else (of_source, of_target)
     name = pairing.source.name
-    used: dict[str, int] = {}
-    against = too_much(link.rules.of(name), held, counts.deletes, counts.inserts, turned)
     result = found.result
+    gone, come = counts.deletes, counts.inserts
+    if gone:
+        # a part of what is too much is too much: a little each time, by --limit or --where, takes it all
+        goes, comes = (
+            (result.extra, result.missing) if receiver == "target" else (result.missing, result.extra)
+        )
+        gone, come = max(gone, goes or 0, held - given), max(come, comes or 0)
+    allowed: dict[str, int] = {}
+    against = []
+    for each in too_much(link.rules.of(name), held, gone, come, turned, changed=result.changed or 0):
+        used: dict[str, int] = dict(allowed)
+        if may_go(link, name, each.rows, used, each.kind):
+            # of what was announced, that is used up which is done now
+            now = min(each.rows, counts.updates if each.kind == "update" else counts.deletes)
+            allowed |= {key: allowed.get(key, 0) + now for key in used if used[key] != allowed.get(key, 0)}
+        else:
+            against.append(each)
     every = sum(each or 0 for each in (result.missing, result.extra, result.changed))
     return TablePlan(
         pairing,
@@ -139,8 +157,8 @@ async def _planned(
         counts.deletes,
         counts.updates,
         every - counts.inserts - counts.deletes - counts.updates,
-        tuple([each for each in against if not may_go(link, name, each.rows, used, each.kind)]),
-        used,
+        tuple(against),
+        allowed,
     )
 
 

@@ -15,7 +15,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from pglockstep.compare.pairing import Pairing
+from pglockstep.compare.pairing import Pairing, Server
 from pglockstep.compare.sessions import Sessions
 from pglockstep.compare.table import compare
 from pglockstep.copy.ends import Ends
@@ -104,13 +104,10 @@ async def _planned(both: Ends, there: Table, here: Table | None) -> Planned:
         with translate(both.source):
             rows = await questions.count(both.source_conn, there.name)
         return Planned(there.name, rows, 0, 0, rows)
-    encodings = [
-        conn.info.parameter_status("server_encoding") or "UTF8"
-        for conn in (both.source_conn, both.target_conn)
-    ]
+    servers = [Server.of(conn) for conn in (both.source_conn, both.target_conn)]
     async with Sessions(both.both, 1) as sessions:
         # the target's table stands still, as it does not follow
-        found = await compare(Pairing.of(there, here, encodings), sessions, None)
+        found = await compare(Pairing.of(there, here, servers), sessions, None)
     return Planned(
         there.name,
         found.source_rows,

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pglockstep.compare.pace import Pace
-from pglockstep.compare.pairing import Pairing
+from pglockstep.compare.pairing import Pairing, Server
 from pglockstep.compare.readings import Reader
 from pglockstep.compare.sessions import Sessions
 from pglockstep.compare.table import Found, Matched, compare
@@ -51,15 +51,19 @@ class Pass:
 
     def __init__(self) -> None:
         self._known: dict[QualifiedName, tuple[datetime, Verdict]] = {}
+        self._looked_at: dict[QualifiedName, datetime] = {}
 
     def turn(self, tables: Sequence[QualifiedName]) -> list[QualifiedName]:
         """Those of the tables whose turn it may be, the longest not compared first; what is gone is forgotten."""
         self._known = {name: self._known[name] for name in tables if name in self._known}
+        self._looked_at = {name: self._looked_at[name] for name in tables if name in self._looked_at}
         never = datetime.min.replace(tzinfo=UTC)
-        return sorted(tables, key=lambda name: (self._known[name][0] if name in self._known else never, name))
+        # those that differ, too: while nobody heals them they would take every turn
+        return sorted(tables, key=lambda name: (self._looked_at.get(name, never), name))
 
     def note(self, name: QualifiedName, at: datetime, verdict: Verdict) -> None:
         """A table was compared; one that differs is not known until it is compared again."""
+        self._looked_at[name] = at
         if verdict == "different":
             self._known.pop(name, None)
         else:
@@ -118,7 +122,7 @@ async def verify(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | N
     if link.polls:
         # every poll is such a turn
         return
-    known = Pass()
+    known, said = Pass(), ""
     while True:
         await asyncio.sleep(link.config.interval)
         if outlet() is None or link.open_incidents():
@@ -126,21 +130,23 @@ async def verify(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | N
         try:
             await _turn(link, known, Inside(link, record, outlet))
         except LockstepError as error:
-            # an end that is away is told of by whoever works there
-            level = logging.DEBUG if isinstance(error, EndError) and error.transient else logging.WARNING
+            # an end that is away is told of by whoever works there; and what stays as it is need not be told every time
+            passes = (isinstance(error, EndError) and error.transient) or str(error) == said
+            level = logging.DEBUG if passes else logging.WARNING
             log.log(level, "tables were not verified: %s", error, extra=link.about("verify.failed"))
+            said = str(error)
 
 
 async def _turn(link: Link, known: Pass, moments: Inside) -> None:
     both = ends(link.config)
     async with Sessions(both, 1, Pace(_PACE)) as sessions:
-        tables, encodings = await _tables(link, sessions)
+        tables, servers = await _tables(link, sessions)
         waiting = known.turn(sorted(tables))
         left, read = -(-len(waiting) // _SHARE), 0
         for name in waiting:
             if left <= 0 or read >= _BYTES:
                 break
-            pairing = Pairing.of(*tables[name], encodings)
+            pairing = Pairing.of(*tables[name], servers)
             read += await _size(sessions, pairing)
             left -= 1
             found = None
@@ -148,6 +154,10 @@ async def _turn(link: Link, known: Pass, moments: Inside) -> None:
                 found = await compare(pairing, sessions, moments)
             except Inconclusive as error:
                 log.info("table %s was not verified: %s", name, error, extra=link.about("verify.failed"))
+            except LockstepError:
+                # the others have their turns before it is tried again
+                known.note(name, datetime.now(UTC), "inconclusive")
+                raise
             known.note(name, datetime.now(UTC), _verdict(found))
             if found is not None and found.differs:
                 _doubt(link, name, found)
@@ -172,8 +182,8 @@ def _doubt(link: Link, name: QualifiedName, found: Found) -> None:
 
 async def _tables(
     link: Link, sessions: Sessions
-) -> tuple[Mapping[QualifiedName, tuple[Table, Table]], tuple[str, str]]:
-    """The tables that follow, as both ends have them; and how either end encodes texts."""
+) -> tuple[Mapping[QualifiedName, tuple[Table, Table]], list[Server]]:
+    """The tables that follow, as both ends have them; and what either server is."""
     async with sessions.pair() as (source, target):
         with translate(source.end):
             there = {each.name: each for each in await catalog.tables(source.conn)}
@@ -182,7 +192,7 @@ async def _tables(
             names = await following(link, target.conn)
         return (
             {name: (there[name], here[name]) for name in names if name in there and name in here},
-            (source.encoding, target.encoding),
+            [Server.of(source.conn), Server.of(target.conn)],
         )
 
 

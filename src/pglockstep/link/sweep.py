@@ -21,7 +21,7 @@ from pglockstep import failpoints
 from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.apply.statements import TableWriter
 from pglockstep.compare.moves import Change, Differing, Moves, Unique, carried, described
-from pglockstep.compare.pairing import Pairing
+from pglockstep.compare.pairing import Pairing, Server
 from pglockstep.compare.ranges import WHOLE, Range, chunks_of, cut, is_ordered, share_to_sample
 from pglockstep.compare.sessions import both
 from pglockstep.errors import Inconclusive, LookAgain, first_of
@@ -64,7 +64,7 @@ class Paired(msgspec.Struct, frozen=True):
     tables: Sequence[tuple[Table, Table]]
     strangers: Sequence[QualifiedName]
     unique: Mapping[QualifiedName, Unique]
-    encodings: tuple[str, str]
+    servers: tuple[Server, Server]
     #: nothing is written before this place: the target is complete up to there, or tables of its are
     beyond: Lsn
 
@@ -93,7 +93,7 @@ async def paired(link: Link, sight: Sight) -> Paired:
                 table = QualifiedName(schema, name)
                 before = unique.get(table, Unique())
                 unique[table] = Unique((*before.columns, tuple(columns)), before.whatever or whatever)
-        encodings = there.encoding, here.encoding
+        servers = Server.of(there.conn), Server.of(here.conn)
     if not known:
         # the first time: what was copied has the names that it has there
         known = {each.name: each.oid for each in theirs.values() if each.name in ours}
@@ -112,7 +112,7 @@ async def paired(link: Link, sight: Sight) -> Paired:
         for each in theirs.values()
         if link.selection.carries(*each.name) and each.oid not in known.values() and each.name not in apart
     ]
-    return Paired(pairs, strangers, unique, encodings, beyond)
+    return Paired(pairs, strangers, unique, servers, beyond)
 
 
 async def _remembered(
@@ -188,7 +188,7 @@ class Sweep:
         return self.found
 
     async def _table(self, source: Table, target: Table) -> None:
-        pairing = carried(source, target, self._plan.encodings)
+        pairing = carried(source, target, self._plan.servers)
         # raises what whoever applies would say of tables that do not fit
         TableWriter(described(pairing), target)
         try:

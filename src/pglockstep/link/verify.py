@@ -15,9 +15,9 @@ from typing import Literal
 
 import msgspec
 
-from pglockstep.compare import schema
+from pglockstep.compare import grants, large_objects, schema, views
 from pglockstep.compare.pace import UNHURRIED, Pace
-from pglockstep.compare.pairing import Pairing, RowDifference
+from pglockstep.compare.pairing import Pairing, RowDifference, Server
 from pglockstep.compare.sequences import SequenceBehind, behind
 from pglockstep.compare.sessions import Sessions
 from pglockstep.compare.table import PROVEN, Found, Moments, compare
@@ -68,6 +68,9 @@ class LinkCheck(msgspec.Struct, frozen=True):
     tables: list[TableResult]
     schema_differences: list[schema.SchemaDifference]
     sequences_behind: list[SequenceBehind]
+    grants_different: list[schema.SchemaDifference]
+    large_objects: large_objects.LargeObjects
+    not_populated: list[str]
     not_streamed: list[str]
     checked_at: datetime
     seconds: float
@@ -93,15 +96,18 @@ async def verify(
 
     with translate(ends.source):
         source_schema = await schema.read(ends.source_conn, skip)
+        source_grants = await grants.read(ends.source_conn, skip)
         source_tables = {t.name: t for t in await catalog.tables(ends.source_conn) if not skip(*t.name)}
     with translate(ends.target):
         target_schema = await schema.read(ends.target_conn, skip)
-    differences = schema.differences(
-        source_schema, target_schema, ends.source_facts.major, ends.target_facts.major
-    )
+        target_grants = await grants.read(ends.target_conn, skip)
+    majors = ends.source_facts.major, ends.target_facts.major
+    differences = schema.differences(source_schema, target_schema, *majors)
     results = [each.result for each in await compared(ends, selection, moments, scope)]
     late, settled = await _sequences_behind(ends, selection, moments)
-    verdict = link_verdict(results, differences, late)
+    advance = None if moments is None else moments.advance
+    objects = await large_objects.compare(ends.source_conn, ends.target_conn, ends.both, advance)
+    verdict = link_verdict(results, differences, late, objects)
     lag_bytes, lag_seconds = await _lag(ends, moments is not None)
     return LinkCheck(
         name=name,
@@ -111,7 +117,16 @@ async def verify(
         tables=results,
         schema_differences=list(differences),
         sequences_behind=list(late),
-        not_streamed=await _not_streamed(ends, selection, () if scope.polled else source_tables.values()),
+        grants_different=grants.differences(source_grants, target_grants, *majors, differences),
+        large_objects=objects,
+        not_populated=[
+            f"materialized view {view}"
+            for view in await views.not_populated(ends.source_conn, ends.target_conn, ends.both)
+            if not skip(*view)
+        ],
+        not_streamed=await _not_streamed(
+            ends, selection, () if scope.polled else source_tables.values(), objects.source
+        ),
         checked_at=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
         tier="fast" if scope.fast else "exact",
@@ -126,10 +141,7 @@ async def compared(ends: Ends, selection: Selection, moments: Moments | None, sc
             tables.append({t.name: t for t in await catalog.tables(conn) if selection.carries(*t.name)})
     _demand_carried(scope.tables, tables[0].keys() | tables[1].keys())
     there, here = ({name: each[name] for name in scope.tables or each if name in each} for each in tables)
-    encodings = [
-        conn.info.parameter_status("server_encoding") or "UTF8"
-        for conn in (ends.source_conn, ends.target_conn)
-    ]
+    servers = [Server.of(conn) for conn in (ends.source_conn, ends.target_conn)]
     found: dict[QualifiedName, Compared] = {}
     names = iter(sorted(there.keys() | here.keys()))
 
@@ -139,7 +151,7 @@ async def compared(ends: Ends, selection: Selection, moments: Moments | None, sc
             if source is None or target is None:
                 found[name] = await _on_one_end(ends, source, target)
             else:
-                pairing = Pairing.of(source, target, encodings, scope.where, fast=scope.fast)
+                pairing = Pairing.of(source, target, servers, scope.where, fast=scope.fast)
                 found[name] = await _of_both(pairing, sessions, moments, scope.proven)
 
     async with Sessions(ends.both, scope.jobs, scope.pace) as sessions:
@@ -244,11 +256,9 @@ async def _lag(ends: Ends, advanced: bool) -> tuple[int | None, float | None]:
     return lag_bytes, round(max(0.0, age.total_seconds()), 3) if lag_bytes else 0.0
 
 
-async def _not_streamed(ends: Ends, selection: Selection, tables: Iterable[Table]) -> list[str]:
+async def _not_streamed(ends: Ends, selection: Selection, tables: Iterable[Table], objects: int) -> list[str]:
     """What the stream cannot carry: it does not follow by itself, though it was copied if it had anything of its own."""
     with translate(ends.source):
-        cursor = await ends.source_conn.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata")
-        row = await cursor.fetchone()
         relations = await ends.source_conn.execute(catalog.statement("holdings"))
         silent = [
             f"{kind} {QualifiedName(schema, name)}"
@@ -256,6 +266,6 @@ async def _not_streamed(ends: Ends, selection: Selection, tables: Iterable[Table
             if kind in ("materialized view", "foreign table") and selection.carries(schema, name)
         ]
     found = [f"unlogged table {table.name}" for table in tables if table.unlogged] + silent
-    if row and row[0]:
-        found.append(f"{row[0]} large objects")
+    if objects:
+        found.append(f"{objects} large objects")
     return found

@@ -42,7 +42,7 @@ class Table(msgspec.Struct, frozen=True):
     """One table that holds rows of its own.
 
     `primary_key` is empty where there is none, or one that is deferrable: in the middle of a transaction such
-    a key may name two rows.
+    a key may name two rows. `has_deferrable`: whether a unique or exclusion constraint of its is.
     """
 
     oid: int
@@ -60,6 +60,7 @@ class Table(msgspec.Struct, frozen=True):
     reachable: bool = True
     owner: str = ""
     owner_is_superuser: bool = False
+    has_deferrable: bool = False
 
     @property
     def has_replica_identity(self) -> bool:

@@ -32,15 +32,22 @@ def row_texts(conn: AsyncConnection[Any], table: Table, columns: dict[str, Seque
     return sql.SQL("SELECT {} FROM ONLY {} OFFSET 0").format(sql.SQL(", ").join(texts), table.name.sql())
 
 
-def row_text(columns: Sequence[str], encoding: str) -> sql.Composed:
+def row_text(columns: Sequence[str], encoding: str, of: str = "") -> sql.Composed:
     """The text of a row with these columns, in UTF-8 whatever the database's own `encoding`.
 
-    No two different rows share it.
+    No two different rows share it. `of`: what the table is called in the query, where others may have columns of these names.
     """
     # It quotes what needs it and tells NULL from ''. It comes from the types' output functions, so that no cast to
     # text hides a difference, be it char's, which drops blanks, or one that a user has defined. Any number of columns
     # that a table can have will do.
-    return utf8(sql.SQL("ROW({})::text").format(sql.SQL(", ").join(map(sql.Identifier, columns))), encoding)
+    return record_text(
+        [sql.Identifier(of, each) if of else sql.Identifier(each) for each in columns], encoding
+    )
+
+
+def record_text(values: Sequence[sql.Composable], encoding: str) -> sql.Composed:
+    """The text of a record of these values, as `row_text` has that of a row."""
+    return utf8(sql.SQL("ROW({})::text").format(sql.SQL(", ").join(values)), encoding)
 
 
 def utf8(text: sql.Composed, encoding: str) -> sql.Composed:

@@ -22,6 +22,9 @@ SELECT
         WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND k.position <= i.indnkeyatts
         ORDER BY k.position
     ) AS primary_key,
+    EXISTS (
+        SELECT FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND NOT i.indimmediate
+    ) AS has_deferrable,
     -- a deferrable primary key is no replica identity
     EXISTS (
         SELECT
