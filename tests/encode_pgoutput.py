@@ -1,13 +1,8 @@
-"""The messages of pgoutput as bytes, and random ones of them: what the decoder is held against.
-
-Written from the chapter "Logical Replication Message Formats" of PostgreSQL's manual alone, so that a
-misreading in the decoder finds no twin here.
-"""
+"""Random messages of pgoutput: what the encoder and the decoder are held against."""
 
 from __future__ import annotations
 
 import string
-from struct import pack
 
 from hypothesis import strategies as st
 
@@ -29,73 +24,6 @@ from pglockstep.wal.messages import (
     Update,
     Value,
 )
-
-# --- encoding --------------------------------------------------------------------------------------
-
-
-def encode(message: Message) -> bytes:
-    """The bytes that a server sends for `message`."""
-    match message:
-        case Begin():
-            return pack("!cQqI", b"B", message.final_lsn, message.commit_time, message.xid)
-        case Commit():
-            lsns = message.commit_lsn, message.end_lsn
-            return pack("!cBQQq", b"C", 0, *lsns, message.commit_time)
-        case Origin():
-            return pack("!cQ", b"O", message.commit_lsn) + text(message.name)
-        case Relation():
-            return (
-                pack("!cI", b"R", message.relation_id)
-                + text(message.schema)
-                + text(message.name)
-                + message.replica_identity.encode("ascii")
-                + pack("!H", len(message.columns))
-                + b"".join(map(_column, message.columns))
-            )
-        case TypeName():
-            return pack("!cI", b"Y", message.type_oid) + text(message.schema) + text(message.name)
-        case Insert():
-            return pack("!cI", b"I", message.relation_id) + b"N" + row(message.new)
-        case Update():
-            old = b"" if message.old is None else _old(message.old, is_key=message.old_is_key)
-            return pack("!cI", b"U", message.relation_id) + old + b"N" + row(message.new)
-        case Delete():
-            return pack("!cI", b"D", message.relation_id) + _old(message.old, is_key=message.old_is_key)
-        case Truncate():
-            options = 1 * message.cascade + 2 * message.restart_identity
-            count = len(message.relation_ids)
-            return pack(f"!cIB{count}I", b"T", count, options, *message.relation_ids)
-        case LogicalMessage():
-            head = pack("!cBQ", b"M", message.transactional, message.lsn)
-            return head + text(message.prefix) + pack("!I", len(message.content)) + message.content
-    raise AssertionError(f"no such message: {message}")
-
-
-def text(value: str) -> bytes:
-    """A String of the protocol."""
-    return value.encode() + b"\0"
-
-
-def row(values: Row) -> bytes:
-    """TupleData of the protocol."""
-    return pack("!H", len(values)) + b"".join(map(_value, values))
-
-
-def _value(value: Value) -> bytes:
-    if value is None:
-        return b"n"
-    if value is UNCHANGED:
-        return b"u"
-    return (b"b" if isinstance(value, Binary) else b"t") + pack("!i", len(value)) + value
-
-
-def _column(column: RelationColumn) -> bytes:
-    return bytes([column.in_key]) + text(column.name) + pack("!Ii", column.type_oid, column.type_modifier)
-
-
-def _old(values: Row, *, is_key: bool) -> bytes:
-    return (b"K" if is_key else b"O") + row(values)
-
 
 # --- random messages -------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from encode_pgoutput import encode
 from pglockstep.journal.follower import Follower
 from pglockstep.journal.journal import Journal, Limits
 from pglockstep.units import Lsn
+from pglockstep.wal.encode import encode
 from pglockstep.wal.messages import Begin, Commit, Insert, Relation, RelationColumn
 from pglockstep.wal.pgoutput import decode
 

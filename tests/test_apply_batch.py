@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encode_pgoutput import encode
 from pglockstep.apply import batch as batches
 from pglockstep.apply.batch import FULL, BatchBuilder
 from pglockstep.apply.runs import Batch
@@ -17,6 +16,7 @@ from pglockstep.errors import ProtocolViolation
 from pglockstep.postgres.catalog import Column, Table
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
+from pglockstep.wal.encode import encode
 from pglockstep.wal.messages import (
     Begin,
     Commit,

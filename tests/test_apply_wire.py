@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encode_pgoutput import encode
 from pglockstep import compiled
 from pglockstep.apply import encoding
 from pglockstep.apply.encoding import copy_text, wire_last, wire_text, wire_values
@@ -19,6 +18,7 @@ from pglockstep.apply.sets import Step, TableSets
 from pglockstep.apply.statements import TableWriter
 from pglockstep.postgres.catalog import Column, Table
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.wal.encode import encode
 from pglockstep.wal.messages import (
     UNCHANGED,
     Binary,

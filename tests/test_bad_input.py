@@ -103,7 +103,7 @@ def test_a_missing_file(cli: Cli) -> None:
         refused(cli, [command], 3, "no configuration")
 
 
-@pytest.mark.parametrize("mode", ["poll", "two-way"])
+@pytest.mark.parametrize("mode", ["two-way"])
 def test_a_mode_that_is_not_built_yet(filled: Pair, cli: Cli, mode: str) -> None:
     """A promised mode that this version does not have ends with 3."""
     (cli.directory / "pglockstep.toml").write_text(

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from encode_pgoutput import encode, messages
+from encode_pgoutput import messages
 from fix_doctor import Patient
 from fix_recorder import Recorder
 from fix_servers import Cli, MakeDatabase, Pair, Servers, connect, majors
@@ -28,6 +28,7 @@ from pglockstep.postgres.catalog import Column, Table
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.units import Lsn
 from pglockstep.wal import frames, pgoutput
+from pglockstep.wal.encode import encode
 from pglockstep.wal.messages import Insert, Message, Relation, Row, Update
 from test_apply_net import histories
 

@@ -346,7 +346,7 @@ def test_configured_parts_without_effect_are_listed(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ['mode = "poll"', 'mode = "two-way"', 'without_key = "poll"'])
+@pytest.mark.parametrize("line", ['mode = "two-way"', 'without_key = "poll"'])
 def test_a_promised_mode_that_is_not_built_is_refused(tmp_path: Path, line: str) -> None:
     """Such a file loads, as it is right; the link is refused with exit code 3 and what to write instead."""
     link = loaded(tmp_path, LINK + line).links["main"]
@@ -356,7 +356,7 @@ def test_a_promised_mode_that_is_not_built_is_refused(tmp_path: Path, line: str)
     assert line.split(maxsplit=1)[0] in caught.value.hint
 
 
-@pytest.mark.parametrize("line", ["", 'mode = "stream"', 'without_key = "refuse"'])
+@pytest.mark.parametrize("line", ["", 'mode = "stream"', 'mode = "poll"', 'without_key = "refuse"'])
 def test_what_is_built_is_not_refused(tmp_path: Path, line: str) -> None:
     """The modes of this version pass."""
     refuse_unbuilt(loaded(tmp_path, LINK + line).links["main"])

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encode_pgoutput import encode
 from fix_journal import numbers, relation, transaction
 from pglockstep.journal import assembly, blocks
 from pglockstep.journal.assembly import Assembly
 from pglockstep.journal.blocks import CONTINUES, OPEN, Chunk, Damaged
 from pglockstep.journal.kinds import kinds_of
+from pglockstep.wal.encode import encode
 from pglockstep.wal.messages import LogicalMessage
 
 #: The sizes of some transactions: how many rows, and how large each is.

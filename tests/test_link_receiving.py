@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from encode_pgoutput import encode
 from fix_journal import running, transaction
 from pglockstep.errors import SourceBusy
 from pglockstep.link.receiving import durable_up_to
 from pglockstep.postgres.connect import End
 from pglockstep.units import Lsn
+from pglockstep.wal.encode import encode
 from pglockstep.wal.messages import Insert
 
 SOURCE = End("source", "main", "dbname=nowhere", silence_timeout=1.0)

@@ -23,6 +23,8 @@ NAMES = {
     "apply.part": "a part of a large transaction was applied",
     "apply.commit": "a batch is about to be committed on the target",
     "apply.committed": "a batch was committed on the target",
+    "poll.part": "a part of what a poll found was written to the journal",
+    "poll.commit": "all that a poll found was written, and its transaction is not complete yet",
     "restore.begun": "what is to be put back on the source has begun its transaction there",
     "restore.commit": "what was put back on the source is about to be committed",
     "restore.committed": "what was put back on the source was committed, and nobody knows yet",

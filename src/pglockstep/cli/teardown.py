@@ -47,7 +47,8 @@ def _sentences(removed: Removed) -> list[str]:
     back = (
         f", {removed.identities_set_back} replica identities set back" if removed.identities_set_back else ""
     )
-    done = [f"{removed.name}: removed slot and publication {removed.slot} and schema pglockstep{back}"]
+    what = "" if removed.polled else f"slot and publication {removed.slot} and "
+    done = [f"{removed.name}: removed {what}schema pglockstep{back}"]
     if removed.half_made:
         done.append(
             f"{removed.name}: the tables of a half-made copy remain on the target; they are incomplete"

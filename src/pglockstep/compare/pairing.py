@@ -47,10 +47,17 @@ class Pairing(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, source: Table, target: Table, servers: Sequence[Server], where: str = "", *, fast: bool = False
+        cls,
+        source: Table,
+        target: Table,
+        servers: Sequence[Server],
+        where: str = "",
+        *,
+        fast: bool = False,
+        columns: tuple[str, ...] | None = None,
     ) -> Pairing:
-        """The pairing of two tables of these servers."""
-        columns = comparable_columns(source, target)
+        """The pairing of two tables of these servers, by these `columns`, or all that can be compared."""
+        columns = comparable_columns(source, target) if columns is None else columns
         same = set(source.primary_key) == set(target.primary_key) and _comparable(
             source, target, source.primary_key
         )

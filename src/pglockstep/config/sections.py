@@ -164,8 +164,8 @@ class LinkConfig(Section, frozen=True):
     mode: Annotated[
         Mode,
         key(
-            "How changes are followed: `stream` by logical decoding, `poll` by comparing again and again, "
-            "`two-way` by streaming in both directions."
+            "How changes are followed: `stream` by logical decoding, `poll` by comparing again and again, with no more than "
+            "SELECT on the source, `two-way` by streaming in both directions."
         ),
     ] = "stream"
     interval: Annotated[

@@ -7,7 +7,6 @@ from pglockstep.errors import NotBuiltYet
 
 #: Choices that are promised and that this version cannot carry out, each with what to write instead.
 UNBUILT = {
-    ("mode", "poll"): 'write mode = "stream"; it needs wal_level = logical on the source',
     ("mode", "two-way"): 'write mode = "stream", with the end that people write to as the source',
     ("without_key", "poll"): 'write without_key = "full" or "refuse", or leave such tables out with exclude',
 }

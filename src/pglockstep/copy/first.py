@@ -54,7 +54,10 @@ CatchUp = Callable[[Mapping[QualifiedName, Lsn]], Awaitable[Lsn]]
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What is to be copied, and how. `lasting`: an interruption by signal leaves what stands, to be gone on with."""
+    """What is to be copied, and how. `lasting`: an interruption by signal leaves what stands, to be gone on with.
+
+    `polls`: the source is not decoded afterwards, but polled: nothing is made there.
+    """
 
     selection: Selection
     without_key: str
@@ -62,6 +65,7 @@ class Wish(msgspec.Struct, frozen=True):
     report: Callable[[CopyProgress], None]
     catch_up: CatchUp
     lasting: bool = False
+    polls: bool = False
 
 
 class CopyResult(msgspec.Struct, frozen=True):
@@ -75,7 +79,7 @@ class CopyResult(msgspec.Struct, frozen=True):
 
 async def copy(ends: Ends, link: str, wish: Wish) -> CopyResult:
     """Make the first copy. On a failure that does not pass, everything that it made on either end is taken back."""
-    await readiness.demand_ready(ends, wish.selection, wish.without_key)
+    await readiness.demand_ready(ends, wish.selection, wish.without_key, polls=wish.polls)
     with translate(ends.target):
         record = await progress.create(ends.target_conn, link, ends.source_facts.identity)
     return await Attempt(ends, record, wish).run(anew=True)
@@ -183,7 +187,10 @@ class Attempt:
         """Everything as of the link's own first moment, as far as that can still be read."""
         ends = self._ends
         async with (
-            snapshot.first(ends, self._record, self._wish.selection) as (moment, tables),
+            snapshot.first(ends, self._record, self._wish.selection, polls=self._wish.polls) as (
+                moment,
+                tables,
+            ),
             self._archive() as archive,
         ):
             log.info("copying %d tables as of %s", len(tables), moment.lsn, extra=self._about("copy.start"))
@@ -204,7 +211,7 @@ class Attempt:
             stuck = 0
             while stuck < _MOMENTS:
                 work = await self._plan(tables, archive)
-                async with snapshot.later(ends, self._record) as moment:
+                async with snapshot.later(ends, self._record, polls=self._wish.polls) as moment:
                     log.info("copying what is left as of %s", moment.lsn, extra=self._about("copy.resume"))
                     missed = await crew.run(moment, work)
                     seen = await snapshot.carried(ends.source_conn, ends.source, selection, moment.snapshot)
@@ -277,8 +284,10 @@ class Attempt:
         ends = self._ends
         with translate(ends.target):
             made = await copying.restored(ends.target_conn)
-        published = await ours.published_tables(ends.source_conn, ends.source, self._record.publication)
         carried = {table.name for table in tables if not table.unlogged}
+        published = carried
+        if not self._wish.polls:
+            published = await ours.published_tables(ends.source_conn, ends.source, self._record.publication)
         if made is None or made.digest != await archive.digest() or published != carried:
             raise _changed_schema()
 

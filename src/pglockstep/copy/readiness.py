@@ -83,9 +83,11 @@ def identity_findings(
         )
 
 
-async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> list[Table]:
+async def demand_ready(
+    ends: Ends, selection: Selection, without_key: str, *, polls: bool = False
+) -> list[Table]:
     """Raise unless a first copy can start; returns the tables that it will carry. Changes nothing."""
-    demand(privileges.source_findings(ends.source_facts, needs_slot=True))
+    demand(privileges.source_findings(ends.source_facts, needs_slot=True, polls=polls))
     demand(privileges.target_findings(ends.target_facts, needs_copy=True))
     demand(privileges.encoding_findings(ends.source_facts, ends.target_facts))
     with translate(ends.target):
@@ -93,12 +95,13 @@ async def demand_ready(ends: Ends, selection: Selection, without_key: str) -> li
     with translate(ends.source):
         every = await catalog.tables(ends.source_conn)
     tables = [table for table in every if selection.carries(*table.name)]
-    demand(privileges.table_findings(ends.source_facts, tables))
+    demand(privileges.table_findings(ends.source_facts, tables, polls=polls))
     demand(privileges.hidden_row_findings(ends.target_facts, tables))
     if not selection.is_everything:
         with translate(ends.source):
             selection.demand_whole(await references(ends.source_conn))
-    demand(identity_findings(tables, ends.source_facts.major, without_key, selection))
+    if not polls:
+        demand(identity_findings(tables, ends.source_facts.major, without_key, selection))
     replica = await privileges.can_act_as_replica(ends.target_conn)
     await demand_quiet(ends.source_conn, ends.source, ends.target_facts, selection, replica=replica)
     clients_for(ends.source_facts.major, os.environ)

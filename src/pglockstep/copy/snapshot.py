@@ -22,6 +22,7 @@ from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, translate
 from pglockstep.postgres.moments import Moment, create_slot, use_snapshot
 from pglockstep.postgres.replication import NewSlot, ReplicationConnection
+from pglockstep.postgres.snapshots import exported
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import ChangedIdentity, LinkRecord
 
@@ -31,9 +32,16 @@ _ATTEMPTS = 5
 
 @asynccontextmanager
 async def first(
-    ends: Ends, record: LinkRecord, selection: Selection
+    ends: Ends, record: LinkRecord, selection: Selection, *, polls: bool = False
 ) -> AsyncIterator[tuple[Moment, list[Table]]]:
-    """Make the link's identities, publication and slot; the moment is where the slot starts, with what there is then."""
+    """Make the link's identities, publication and slot; the moment is where the slot starts, with what there is then.
+
+    Where the source is polled nothing is made there, and the moment is an ordinary snapshot.
+    """
+    if polls:
+        async with later(ends, record, polls=True) as moment:
+            yield moment, await carried(ends.source_conn, ends.source, selection, moment.snapshot)
+        return
     stream = await _open(ends)
     try:
         await mark(ends, record, stream.conn)
@@ -44,8 +52,13 @@ async def first(
 
 
 @asynccontextmanager
-async def later(ends: Ends, record: LinkRecord) -> AsyncIterator[Moment]:
+async def later(ends: Ends, record: LinkRecord, *, polls: bool = False) -> AsyncIterator[Moment]:
     """A moment after the first one. That it cannot be had right now passes by itself."""
+    if polls:
+        async with exported(ends.source, "copy") as (conn, moment, _):
+            await mark(ends, record, conn)
+            yield moment
+        return
     stream = await _open(ends)
     try:
         await mark(ends, record, stream.conn)

@@ -182,8 +182,11 @@ async def end_sender(conn: AsyncConnection, slot: str) -> None:
 
 
 async def drop_publication(conn: AsyncConnection, end: End, name: str) -> None:
-    """Drop the publication if it is there."""
+    """Drop the publication if it is there: only then is anything written."""
     with translate(end):
+        cursor = await conn.execute("SELECT FROM pg_catalog.pg_publication WHERE pubname = $1", [name])
+        if not cursor.rowcount:
+            return
         await conn.execute(sql.SQL("DROP PUBLICATION IF EXISTS {}").format(sql.Identifier(name)))
 
 

@@ -88,6 +88,7 @@ class Examination:
         self._record: LinkRecord | None = None
         #: Where the target cannot be asked, a slot of ours on the source tells that the copy was made.
         self._runs = False
+        self._polls = link.mode == "poll"
         self._tables: list[Table] = []
         self._held: list[Held] = []
 
@@ -149,7 +150,7 @@ class Examination:
     # --- each end by itself ---------------------------------------------------------------------------
 
     async def _examine_source(self, source: OpenEnd) -> None:
-        self._tell(privileges.source_findings(source.facts, needs_slot=self._to_copy))
+        self._tell(privileges.source_findings(source.facts, needs_slot=self._to_copy, polls=self._polls))
         every = await self._read(source, catalog.tables(source.conn), [])
         self._tables = [table for table in every if self._selection.carries(*table.name)]
         held = await self._read(source, readings.held(source.conn), [])
@@ -159,13 +160,15 @@ class Examination:
             if each.kind == "sequence" or self._selection.carries(each.schema, each.name)
         ]
         large = await self._read(source, readings.large_objects(source.conn), readings.LargeObjects(0, []))
-        self._tell(privileges.table_findings(source.facts, self._tables))
-        self._tell(judge_source.not_streamed(self._tables, self._held, large.count))
+        self._tell(privileges.table_findings(source.facts, self._tables, polls=self._polls))
+        self._tell(judge_source.not_streamed(() if self._polls else self._tables, self._held, large.count))
         if not source.facts.in_recovery:
-            self._tell(judge_source.retention_findings(source.place))
+            if not self._polls:
+                self._tell(judge_source.retention_findings(source.place))
             if not await self._read(source, privileges.can_act_as_replica(source.conn), True):
                 self._tell(judge_source.restore_findings(source.facts))
-            await self._try_replication(source)
+            if not self._polls:
+                await self._try_replication(source)
         if self._to_copy:
             await self._examine_what_is_copied(source, large)
         elif self._record is not None:
@@ -176,6 +179,19 @@ class Examination:
         held = {each.qualified for each in self._held}
         names = [each.qualified for each in unreadable if each.qualified in held]
         self._tell(judge_source.unreadable_findings(source.facts.role, names, large))
+        if not self._polls:
+            await self._examine_what_is_decoded(source)
+        if not self._selection.is_everything:
+            try:
+                self._selection.demand_whole(await self._read(source, ours.references(source.conn), []))
+            except LockstepError as error:
+                self.found.append(told(error, "source", code="left_out_but_needed"))
+        try:
+            clients_for(source.facts.major, os.environ)
+        except LockstepError as error:
+            self.found.append(told(error, "source"))
+
+    async def _examine_what_is_decoded(self, source: OpenEnd) -> None:
         self._tell(
             readiness.identity_findings(
                 self._tables, source.facts.major, self._link.without_key, self._selection
@@ -187,18 +203,13 @@ class Examination:
             source, readings.rows(source.conn, Waiting, "transactions", patience), none
         )
         self._tell(judge_source.waiting_findings(waiting, source.facts.database, patience))
-        if not self._selection.is_everything:
-            try:
-                self._selection.demand_whole(await self._read(source, ours.references(source.conn), []))
-            except LockstepError as error:
-                self.found.append(told(error, "source", code="left_out_but_needed"))
-        try:
-            clients_for(source.facts.major, os.environ)
-        except LockstepError as error:
-            self.found.append(told(error, "source"))
 
     async def _examine_stream(self, source: OpenEnd, record: LinkRecord) -> None:
         self._tell(slots.identity_findings(record, source.facts.identity, describe(source.end.conninfo)))
+        if self._polls:
+            mine = await self._read(source, readings.names(source.conn, "our_slots"), [])
+            self._tell([slots.slot_left(record)] if record.slot in mine else [])
+            return
         if source.facts.in_recovery:
             return
         with self._part(source.end):

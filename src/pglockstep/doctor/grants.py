@@ -14,7 +14,7 @@ from pglockstep.doctor.target import make_extension
 from pglockstep.errors import Side, one_line
 from pglockstep.findings import listed
 from pglockstep.postgres.catalog import Table
-from pglockstep.postgres.names import quote_if_needed
+from pglockstep.postgres.names import QualifiedName, quote_if_needed
 
 #: What a role is called if the connection string names a superuser, who needs no grants, or nobody.
 OUR_ROLE = "pglockstep"
@@ -29,7 +29,10 @@ class Script(msgspec.Struct, frozen=True):
 
 
 class SourceNeeds(msgspec.Struct, frozen=True, kw_only=True):
-    """What the source's part depends on. `closed`: schemas that PUBLIC may not use, '' for the database."""
+    """What the source's part depends on. `closed`: schemas that PUBLIC may not use, '' for the database.
+
+    `polls`: the source is only read. `sequences`: those of tables' columns.
+    """
 
     role: str
     exists: bool
@@ -38,6 +41,8 @@ class SourceNeeds(msgspec.Struct, frozen=True, kw_only=True):
     owned: Sequence[Owned]
     tables: Sequence[Table]
     closed: Collection[str]
+    polls: bool = False
+    sequences: Sequence[QualifiedName] = ()
 
 
 class TargetNeeds(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,19 +66,23 @@ class TargetNeeds(msgspec.Struct, frozen=True, kw_only=True):
 def source_script(needs: SourceNeeds, title: str) -> str:
     """The statements for the source."""
     role = quote_if_needed(needs.role)
-    lines = [*_head("source", title), *_role(needs.role, "REPLICATION", exists=needs.exists)]
+    attributes = "" if needs.polls else "REPLICATION"
+    lines = [*_head("source", title), *_role(needs.role, attributes, exists=needs.exists)]
     database = quote_if_needed(needs.database)
-    lines += _step(
-        "It makes one publication in this database.", f"GRANT CREATE ON DATABASE {database} TO {role};"
-    )
+    if not needs.polls:
+        lines += _step(
+            "It makes one publication in this database.", f"GRANT CREATE ON DATABASE {database} TO {role};"
+        )
     if "" in needs.closed:
         lines += _step("Not everyone may connect to it.", f"GRANT CONNECT ON DATABASE {database} TO {role};")
-    lines += _ownership(needs, role)
+    lines += _reading(needs, role) if needs.polls else _ownership(needs, role)
     if schemas := sorted(set(needs.closed) - {""}):
         lines += _step(
             "To see what is in these schemas.",
             *(f"GRANT USAGE ON SCHEMA {quote_if_needed(schema)} TO {role};" for schema in schemas),
         )
+    if needs.polls:
+        return "\n".join([*lines, *_unhidden(needs.tables, role, own=False), ""])
     if needs.major >= 15:
         lines += _step(
             "To put rows back after a wipe (pglockstep incidents restore) without firing the application's triggers.",
@@ -81,6 +90,21 @@ def source_script(needs: SourceNeeds, title: str) -> str:
             more="Everything else works without it.",
         )
     return "\n".join([*lines, *_unhidden(needs.tables, role), ""])
+
+
+def _reading(needs: SourceNeeds, role: str) -> Iterator[str]:
+    """SELECT on what is there, and on what comes to be there; nothing is written by a role that polls."""
+    reads = [f"GRANT SELECT ON {each.qualified} TO {role};" for each in needs.owned if each.kind in "rpS"]
+    reads += [f"GRANT SELECT ON {each} TO {role};" for each in needs.sequences]
+    for each in needs.owned:
+        if each.kind == "L":
+            reads.append(f"GRANT SELECT ON LARGE OBJECT {', '.join(map(str, each.oids))} TO {role};")
+    if reads:
+        yield from _step(
+            "It reads, and does nothing else: no slot, no publication, no trigger.",
+            *reads,
+            more="For tables made later: ALTER DEFAULT PRIVILEGES … GRANT SELECT ON TABLES and ON SEQUENCES.",
+        )
 
 
 def _ownership(needs: SourceNeeds, role: str) -> Iterator[str]:
@@ -164,13 +188,13 @@ def target_script(needs: TargetNeeds, title: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def unknown_script(side: Side, role: str, reason: str) -> str:
+def unknown_script(side: Side, role: str, reason: str, *, decodes: bool) -> str:
     """What can be said of an end that could not be read: its role, and why the rest is missing."""
     lines = [
         *_head(side, "could not be read"),
         f"-- {reason}",
         "-- Run this command again with a connection string that works, a superuser's, to have the rest.",
-        *_role(role, "REPLICATION" if side == "source" else "", exists=False),
+        *_role(role, "REPLICATION" if decodes else "", exists=False),
     ]
     return "\n".join([*lines, ""])
 
@@ -188,10 +212,15 @@ def _role(role: str, attributes: str, *, exists: bool) -> Iterator[str]:
     )
 
 
-def _unhidden(tables: Iterable[Table], role: str) -> Iterator[str]:
-    if hidden := [table.name for table in tables if table.forced_row_security]:
+def _unhidden(tables: Iterable[Table], role: str, *, own: bool = True) -> Iterator[str]:
+    """`own`: the tables are our role's own, or of a role that it is a member of."""
+    if hidden := [
+        table.name for table in tables if table.forced_row_security or (table.row_security and not own)
+    ]:
         yield from _step(
-            f"Row security is forced on {listed(hidden)}: it would hide rows from the owner too.",
+            f"Row security is forced on {listed(hidden)}: it would hide rows from the owner too."
+            if own
+            else f"Row security of {listed(hidden)} would hide rows.",
             f"ALTER ROLE {role} BYPASSRLS;",
         )
 

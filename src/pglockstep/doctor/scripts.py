@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow
 
 from pglockstep.config.sections import LinkConfig
 from pglockstep.copy.selection import Selection
+from pglockstep.copy.source import owned_sequences
 from pglockstep.doctor import grants, readings
 from pglockstep.doctor.grants import OUR_ROLE, Script, SourceNeeds, TargetNeeds
 from pglockstep.doctor.readings import Available, Extension, NamedRole, Owned, Role, Thing
@@ -37,10 +38,11 @@ async def scripts(link: LinkConfig) -> list[Script]:
     """The source's part, then the target's; an end that cannot be read has what is known of it."""
     source, target = ends(link)
     known = _Source()
-    return [await _source(source, Selection.of(link), known), await _target(target, known)]
+    polls = link.mode == "poll"
+    return [await _source(source, Selection.of(link), known, polls=polls), await _target(target, known)]
 
 
-async def _source(end: End, selection: Selection, known: _Source) -> Script:
+async def _source(end: End, selection: Selection, known: _Source, *, polls: bool) -> Script:
     try:
         async with _reading(end) as (conn, facts):
             role, exists = await _role(conn, facts)
@@ -62,9 +64,13 @@ async def _source(end: End, selection: Selection, known: _Source) -> Script:
                 ],
                 tables=known.tables,
                 closed=await readings.names(conn, "closed"),
+                polls=polls,
+                sequences=[
+                    sequence for sequence, table in await owned_sequences(conn) if selection.carries(*table)
+                ],
             )
     except EndError as error:
-        return _unknown(end, error)
+        return _unknown(end, error, polls=polls)
     return Script("source", grants.source_script(needs, describe(end.conninfo)))
 
 
@@ -121,6 +127,7 @@ def _one_server(source: Facts | None, target: Facts) -> bool:
     return source is not None and source.system_identifier == target.system_identifier
 
 
-def _unknown(end: End, error: EndError) -> Script:
+def _unknown(end: End, error: EndError, *, polls: bool = False) -> Script:
     role = str(conninfo_to_dict(end.conninfo).get("user") or OUR_ROLE)
-    return Script(end.side, grants.unknown_script(end.side, role, error.message), complete=False)
+    text = grants.unknown_script(end.side, role, error.message, decodes=end.side == "source" and not polls)
+    return Script(end.side, text, complete=False)

@@ -9,7 +9,8 @@ commit record starts before the slot's LSN. The target's progress is behind that
 ahead of it, each noted in ``pglockstep.copied`` as a first copy would, and the stream skips for each what it holds
 already. Reading at a barrier instead, and taking what the stream then brings with tolerance, would guess at rows without
 a key; and no LSN read beside an ordinary snapshot is exact, since a commit is in the WAL before it is visible. The price:
-making a slot waits for the transactions that write on the source at that moment. A table that is truncated or rewritten
+making a slot waits for the transactions that write on the source at that moment. Where the source is polled an ordinary
+snapshot will do: whatever is behind it the next poll finds. A table that is truncated or rewritten
 between a moment and its turn is read as of a later one.
 
 The caller holds the link's lock, has stopped applying, and starts again from the target's progress with `copying.ahead`.
@@ -43,6 +44,7 @@ from pglockstep.postgres.extents import Extent
 from pglockstep.postgres.moments import Moment, create_slot, holds, use_snapshot
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.replication import ReplicationConnection
+from pglockstep.postgres.snapshots import exported
 from pglockstep.progress import copying
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import ChangedIdentity, LinkRecord
@@ -71,7 +73,7 @@ class Wish(msgspec.Struct, frozen=True):
     are to be watched from the heal's own commit on; None for not at all. `stood`: the columns that the target had when all
     was well, by schema, table and name; what the source does not have of them any more is no harm of the target's. `judge` is
     told before the commit what was done to each table, and may look at it over the same session; what it raises undoes all
-    of it.
+    of it. `beyond`: the source is polled: an ordinary snapshot will do, and what it shows counts as later than this.
     """
 
     left_out: frozenset[QualifiedName] = frozenset()
@@ -79,6 +81,7 @@ class Wish(msgspec.Struct, frozen=True):
     mode: watch.Mode | None = "watch"
     stood: frozenset[tuple[str, str, str]] = frozenset()
     judge: Callable[[Mapping[QualifiedName, Mended]], Awaitable[None]] | None = None
+    beyond: Lsn | None = None
 
 
 class Healed(msgspec.Struct, frozen=True):
@@ -249,6 +252,15 @@ class Healing:
     async def _moment(self) -> AsyncIterator[Moment]:
         """A moment of the source, in a transaction that sees it."""
         source, there = self._ends.source, self._ends.there
+        if self._wish.beyond is not None:
+            async with exported(source, "heal") as (_, shown, _):
+                with translate(source):
+                    await there.execute("BEGIN")
+                    await use_snapshot(there, shown.snapshot)
+                yield Moment(max(shown.lsn, self._wish.beyond), shown.snapshot)
+                with translate(source):
+                    await there.execute("ROLLBACK")
+            return
         # making the slot has a patience of its own
         stream = await ReplicationConnection.open(msgspec.structs.replace(source, lock_timeout=0.0))
         try:

@@ -306,6 +306,7 @@ class _Work:
             for name in order.only or ():
                 if name in here and name not in known:
                     known[name] = TakenTable(here[name], -1, here[name].data_columns)
+        await restore_checks.demand_writable(self._sides, sorted(known.keys() & there.keys()))
         for name, each in sorted(known.items()):
             table = there.get(name)
             if table is None:

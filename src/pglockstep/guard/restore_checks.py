@@ -85,6 +85,27 @@ async def demand_there(sides: Sides, taken: TakenTable) -> int:
     return int(wanted - there)
 
 
+async def demand_writable(sides: Sides, names: Sequence[QualifiedName]) -> None:
+    """Raise `SourceLacks` if our role may not put rows into these tables of the source: one that polls need not be able to."""
+    with translate(sides.source_end):
+        cursor = await sides.source.execute(
+            "SELECT n.nspname, c.relname, current_user FROM pg_catalog.pg_class AS c "
+            "JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace "
+            "JOIN unnest($1::text[], $2::text[]) AS w (schema, name) ON (n.nspname, c.relname) = (w.schema, w.name) "
+            "WHERE NOT (pg_catalog.has_table_privilege(c.oid, 'INSERT') AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')) "
+            "ORDER BY 1, 2",
+            [[each.schema for each in names], [each.name for each in names]],
+        )
+        barred = await cursor.fetchall()
+    if not barred:
+        return
+    tables, role = [QualifiedName(*row[:2]) for row in barred], quote_if_needed(barred[0][2])
+    raise SourceLacks(
+        f"role {role} may not write to {listed(tables)} on the source",
+        hint=f"{_UNTOUCHED}; on the source: GRANT INSERT, UPDATE ON {', '.join(map(str, tables))} TO {role};",
+    )
+
+
 async def demand_rows(sides: Sides, table: Table) -> None:
     """Raise `TargetLacks` if a table that lost rows on the source is empty on the target, too."""
     with translate(sides.target_end):

@@ -66,7 +66,7 @@ async def follow_anew(
     was; else the ends' errors.
     """
     await _clear(both, record)
-    async with snapshot.first(both, record, link.selection) as (moment, tables):
+    async with snapshot.first(both, record, link.selection, polls=link.polls) as (moment, tables):
         failpoints.reach("adopt.slot")
         carried = {each.name for each in tables}
         with translate(both.source):
@@ -81,7 +81,11 @@ async def follow_anew(
                 stood = {name: await questions.count(target, name) for name in await _here(link, target)}
                 await progress.follow_anew(target, record.id, both.source_facts.identity, moment.lsn)
                 remembered = await engine.remember(target)
-                wish = engine.Wish(left_out=frozenset(now.keys() - carried), mode=None)
+                wish = engine.Wish(
+                    left_out=frozenset(now.keys() - carried),
+                    mode=None,
+                    beyond=moment.lsn if link.polls else None,
+                )
                 healed = await engine.heal(both.source, both.target, target, remembered, wish)
                 await _drop(target, stood.keys() - carried, stood, may_go, link)
                 left = dict.fromkeys(stood, 0)

@@ -82,6 +82,10 @@ class Drops:
         if not self.gone:
             self._link.gate.nothing_is_dropped()
             return None
+        if self._link.polls:
+            self._seen_at = await source_clock(session)
+            # with nobody who polls, whoever asked has its own way there
+            return await self._link.poller.passed() if self._link.poller is not None else Lsn(0)
         cursor = await session.execute(
             "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2::text)", [BARRIER_PREFIX, self._id]
         )

@@ -46,6 +46,8 @@ _TRY_AGAIN = 10.0
 
 async def watch(link: Link) -> None:
     """Look again and again, until cancelled. An end that is away is no matter."""
+    if link.polls:
+        return
     watcher = Watcher(link)
     while True:
         try:
@@ -58,6 +60,8 @@ async def watch(link: Link) -> None:
 
 async def settle(link: Link) -> None:
     """Look just now, for a link that no daemon keeps."""
+    if link.polls:
+        return
     watcher = Watcher(link)
     async with watcher.session(link.standing.link_id) as conn:
         if await watcher.look(conn, link.standing.link_id):

@@ -114,7 +114,7 @@ class Keeper:
 
     def __init__(self, link: Link, *, began: bool = False) -> None:
         self._link = link
-        link.carrier.ahead = True
+        link.carrier.ahead = not link.polls
         self._began = began
         self._down = Hindrances(link.standing)
         #: sessions that are open already, for the first attempt of either half
@@ -144,7 +144,8 @@ class Keeper:
             except (TargetUnreachable, TargetBusy) as error:
                 journal, record = await self._begin_without_target(stack, error)
             journal.needs(self._applied)
-            self._journal = link.receives = journal
+            self._journal = journal
+            link.receive_into(journal, record, self._at_work)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(journal.run(), name="journal")
@@ -172,7 +173,7 @@ class Keeper:
             except BaseExceptionGroup as group:
                 raise first_of(group) from group
             finally:
-                link.receives = None
+                link.receives = link.poller = None
                 self._note()
 
     async def _persist(
@@ -324,7 +325,10 @@ class Keeper:
             extent = await journal.extent()
             known = max(self._applied, extent[1] if extent else self._applied)
             await pinning.demand_known(self._link, there.conn, there.end, record, known)
-            demand(privileges.source_findings(there.facts, needs_slot=False))
+            demand(privileges.source_findings(there.facts, needs_slot=False, polls=self._link.polls))
+            if self._link.poller is not None:
+                await self._link.poller.run(partial(self._is_up, "source"))
+                return
             now = msgspec.structs.replace(record, progress=self._applied)
             with answered(there.end, there.conn):
                 if self._outlet is not None:

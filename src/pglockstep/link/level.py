@@ -7,9 +7,11 @@ has passed it, the ends are compared.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
@@ -27,6 +29,7 @@ from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
 from pglockstep.link.verify import LinkCheck, Scope, verify
 from pglockstep.observe.incident import needs_decision
+from pglockstep.observe.requests import MomentWanted, Requests
 from pglockstep.postgres.connect import translate
 from pglockstep.progress import generation
 from pglockstep.progress import target as progress
@@ -77,7 +80,11 @@ async def once(link: Link) -> OnceResult:
     """Bring the target level with the source as of now, and prove it."""
     async with levelled(link, "once") as level:
         check = await verify(
-            link.config.name, level.ends, link.selection, level.moments, Scope(jobs=link.config.jobs)
+            link.config.name,
+            level.ends,
+            link.selection,
+            level.moments,
+            Scope(jobs=link.config.jobs, polled=link.polls),
         )
         link.standing.remember(check)
         return OnceResult(check, level.copied_rows, level.transactions, level.changes, level.lsn)
@@ -113,7 +120,7 @@ async def levelled(link: Link, purpose: str, *, copies: bool = True) -> AsyncIte
             await drops.adopt(ends.target_conn, ends.target)
             with translate(ends.source):
                 await drops.look(ends.source_conn)
-            barrier = await session.emit_barrier(ends.source_conn, ends.source, record.id)
+            barrier = await link.barrier(ends, record)
             try:
                 pipeline = await _apply_until(link, ends, barrier, careful=False)
             except IncidentOpen:
@@ -139,9 +146,7 @@ async def levelled(link: Link, purpose: str, *, copies: bool = True) -> AsyncIte
                 try:
                     await work(pipeline.outlet)
                 finally:
-                    pipeline.outlet.end_at(
-                        await session.emit_barrier(ends.source_conn, ends.source, record.id)
-                    )
+                    pipeline.outlet.end_at(await link.barrier(ends, record))
                     await running
 
         moments = Alone(link, record, advance, applying)
@@ -171,7 +176,7 @@ async def check(link: Link, effort: Effort = FULL) -> LinkCheck:
         pace = Pace(
             effort.pace, None if moments is None else partial(_not_behind, link, ends, effort.max_lag)
         )
-        scope = Scope(jobs=link.config.jobs, pace=pace, fast=effort.fast)
+        scope = Scope(jobs=link.config.jobs, pace=pace, fast=effort.fast, polled=link.polls)
         found = await verify(link.config.name, ends, link.selection, moments, scope)
         link.standing.remember(found)
         return found
@@ -287,30 +292,74 @@ async def _holder(link: Link, ends: Ends) -> Holder | None:
 
 async def _barrier_passed(link: Link, ends: Ends, record: LinkRecord) -> Lsn | None:
     """Set a barrier and wait until another process has applied it; None if that process is gone."""
-    barrier = await session.emit_barrier(ends.source_conn, ends.source, record.id)
+    async with _barrier_set(link, ends, record) as barrier:
+        return await _passed(link, ends, record, barrier)
+
+
+@asynccontextmanager
+async def _barrier_set(link: Link, ends: Ends, record: LinkRecord) -> AsyncIterator[Callable[[], Lsn | None]]:
+    """Set a barrier; what tells where it is, once that is known. A daemon that polls is asked for a poll."""
+    if not link.polls:
+        place = await session.emit_barrier(ends.source_conn, ends.source, record.id)
+        yield lambda: place
+        return
+    if link.state.daemon_pid(link.key) is None:
+        # whoever it is can only be waited for
+        yield lambda: None
+        return
+    requests = Requests(link.state)
+    asked = MomentWanted(by=f"pid {os.getpid()}", at=datetime.now(UTC), only_passes=True)
+    wanted = requests.ask_for_moment(link.key, asked)
+
+    def reached() -> Lsn | None:
+        found = requests.moment(wanted.id)
+        if found is None or found.refused:
+            raise Inconclusive(found.refused if found else "the daemon did not keep what it was asked for")
+        return Lsn.parse(found.source) if found.source else None
+
+    try:
+        yield reached
+    finally:
+        requests.forget_moment(wanted.id)
+
+
+async def _passed(
+    link: Link, ends: Ends, record: LinkRecord, barrier: Callable[[], Lsn | None]
+) -> Lsn | None:
     patience = link.config.silence_timeout
     last, deadline = record.progress, time.monotonic() + patience
     end = time.monotonic() + 10 * patience
     while True:
         _demand_none_open(link)
+        place = barrier()
         with translate(ends.target):
             now = await progress.read(ends.target_conn)
             held = await _holder(link, ends)
-        if now is not None and now.progress is not None and now.progress >= barrier:
+        if place is not None and now is not None and now.progress is not None and now.progress >= place:
             return now.progress
         if held is None:
             return None
-        if now is not None and now.progress != last:
-            last, deadline = now.progress, time.monotonic() + patience
+        polling = place is None and link.state.daemon_pid(link.key) is not None
+        if polling or (now is not None and now.progress != last):
+            last = None if now is None else now.progress
+            deadline = time.monotonic() + patience
+        if polling:
+            # it takes as long as it takes to compare
+            end = time.monotonic() + 10 * patience
         if time.monotonic() > end:
             raise Inconclusive(
                 f"the target of link {link.config.name!r} did not catch up within {10 * patience:.0f} s",
                 hint="pglockstep status shows how far; try again when it is level",
             )
         if time.monotonic() > deadline:
+            who = f"{held.application or 'another session'} (pid {held.pid} on the target)"
+            if link.polls and place is None:
+                raise LinkHeld(
+                    f"{who} holds link {link.config.name!r}, and cannot be asked for a poll from here",
+                    hint="the same command beside the daemon, with its state directory; or when that one has ended",
+                )
             raise LinkHeld(
-                f"{held.application or 'another session'} (pid {held.pid} on the target) holds link "
-                f"{link.config.name!r} but has not moved for {patience}",
+                f"{who} holds link {link.config.name!r} but has not moved for {patience}",
                 hint="pglockstep status says what it waits for",
             )
         await asyncio.sleep(0.02)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import psycopg
 from psycopg import AsyncConnection
@@ -35,6 +36,7 @@ from pglockstep.link.last_images import LastImages
 from pglockstep.link.memory import TargetMemory
 from pglockstep.link.outlet import Outlet
 from pglockstep.link.pipeline import Pipeline
+from pglockstep.link.poller import Poller, polled
 from pglockstep.link.standing import Standing
 from pglockstep.link.states import Event
 from pglockstep.observe.incident import Incident
@@ -76,8 +78,15 @@ class Link:
         self._images = LastImages(config, self.rules)
         #: what a daemon receives into, all the time
         self.receives: Journal | None = None
+        #: what polls the source, while something does
+        self.poller: Poller | None = None
         #: how often the source was marked, as far as is known here (`progress.generation`)
         self.generation = 0
+
+    @property
+    def polls(self) -> bool:
+        """Whether the source is compared again and again instead of being decoded."""
+        return self.config.mode == "poll"
 
     async def ready(self, ends: Ends, *, lasting: bool = False) -> tuple[LinkRecord, int]:
         """The link's record, with its first copy made; and how many rows that copied just now.
@@ -89,7 +98,7 @@ class Link:
         if record is not None:
             session.demand_identity(ends.source, ends.source_facts, record)
             if record.phase == "streaming":
-                demand(privileges.source_findings(ends.source_facts, needs_slot=False))
+                demand(privileges.source_findings(ends.source_facts, needs_slot=False, polls=self.polls))
                 demand(privileges.target_findings(ends.target_facts, needs_copy=False))
                 self.standing.belongs_to(record.id)
                 return record, 0
@@ -109,6 +118,7 @@ class Link:
             self._copied_so_far,
             lambda copied: self._catch_up(ends, copied),
             lasting,
+            self.polls,
         )
         made = None
         if record is not None:
@@ -120,7 +130,8 @@ class Link:
                 extent = await journal.extent()
             finally:
                 await journal.close()
-            await session.demand_slot(ends.source_conn, ends.source, record, extent)
+            if not self.polls:
+                await session.demand_slot(ends.source_conn, ends.source, record, extent)
             result = await first.resume(ends, record, wish)
         else:
             if record is not None:
@@ -153,10 +164,22 @@ class Link:
         assert record is not None
         with translate(ends.source):
             self.gate.seed(copying.rows_of(parts), copied, await session.source_clock(ends.source_conn))
-        barrier = await session.emit_barrier(ends.source_conn, ends.source, record.id)
+        barrier = await self.barrier(ends, record)
         async with self.applying(ends, copied=copied) as pipeline:
             await pipeline.run(until=barrier)
         return pipeline.outlet.applied
+
+    def receive_into(self, journal: Journal, record: LinkRecord, outlet: Callable[[], Outlet | None]) -> None:
+        """A daemon receives into this journal from now on; `outlet` tells who applies just now."""
+        self.receives = journal
+        if self.polls:
+            self.poller = Poller(self, record, journal, outlet)
+
+    async def barrier(self, ends: Ends, record: LinkRecord) -> Lsn:
+        """Up to where a pipeline has to run to have all that the source has committed; 0 where it finds that out by a poll."""
+        if self.polls:
+            return Lsn(0)
+        return await session.emit_barrier(ends.source_conn, ends.source, record.id)
 
     @asynccontextmanager
     async def applying(
@@ -172,6 +195,10 @@ class Link:
                 ends.target_conn, ends.target, ends.target_facts, journal, careful=careful, copied=copied
             )
             async with aclosing(self.carrier), applying as outlet:
+                if self.polls:
+                    async with polled(self, Poller(self, record, journal, lambda: outlet)) as poller:
+                        yield Pipeline(journal, poller, outlet, poller.passed)
+                    return
                 yield Pipeline(journal, Intake(ends.source, record, journal, lambda: outlet.flushed), outlet)
 
     @asynccontextmanager
@@ -186,6 +213,8 @@ class Link:
         try:
             journal = await self.open_journal(record)
         except JournalDamaged as error:
+            if self.polls:
+                raise _polled_anew(error, self.state.journal(record.id)) from error
             with translate(source):
                 slot = await read_slot(source_conn, record.slot)
             if slot is not None and (slot.confirmed is None or slot.confirmed <= record.progress):
@@ -196,6 +225,14 @@ class Link:
                 ) from error
             raise
         try:
+            if self.polls:
+                await session.demand_no_slot(source_conn, source, record)
+                extent = await journal.extent()
+                # what a journal lacks the next poll finds
+                if extent is None or not extent[0] <= record.progress <= extent[1]:
+                    await journal.begin_at(record.progress)
+                yield journal
+                return
             with translate(source):
                 await end_sender(source_conn, record.slot)
             extent = await journal.extent()
@@ -316,3 +353,10 @@ def _time_of(record: LinkRecord) -> int:
     """When the last transaction that is there was committed, or it was copied: in microseconds since 2000-01-01 UTC."""
     time = record.commit_time or record.copied_at or record.created_at
     return round((time.timestamp() - POSTGRES_EPOCH) * 1_000_000)
+
+
+def _polled_anew(error: JournalDamaged, folder: Path) -> JournalDamaged:
+    return JournalDamaged(
+        error.message,
+        hint=f"the next poll finds all that it held, so it can go: mv {folder} {folder}.damaged, then start again",
+    )

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 from psycopg import AsyncConnection
@@ -136,7 +137,11 @@ async def serve(link: Link, record: LinkRecord, outlet: Callable[[], Outlet | No
                         # its daemon is gone, and with it the snapshots; or it was kept for long enough
                         requests.forget_moment(wanted.id)
                     else:
-                        serving = _serve(link, record, outlet(), requests, wanted)
+                        serving = (
+                            _pass(link, requests, wanted)
+                            if wanted.only_passes
+                            else _serve(link, record, outlet(), requests, wanted)
+                        )
                         at_it[wanted.id] = tasks.create_task(serving, name="moment")
             except LockstepError as error:
                 # a state directory that is gone is told of by the journal, which knows what is lost with it
@@ -157,11 +162,16 @@ async def _serve(
                 requests.answer(msgspec.structs.replace(wanted, refused=error.message))
                 return
             requests.answer(msgspec.structs.replace(wanted, source=found.source, target=found.target))
-            end = time.monotonic() + _KEPT
-            while True:
-                if time.monotonic() >= end or requests.moment(wanted.id) is None:
-                    return
-                await asyncio.sleep(_LOOK_EVERY)
+            await _let_go(requests, wanted)
+
+
+async def _let_go(requests: Requests, wanted: MomentWanted) -> None:
+    """Return once whoever asked has let go of it, or has had long enough."""
+    end = time.monotonic() + _KEPT
+    while True:
+        if time.monotonic() >= end or requests.moment(wanted.id) is None:
+            return
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
@@ -179,6 +189,8 @@ async def taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitS
 
 async def _taken(link: Link, record: LinkRecord, outlet: Outlet, kept: AsyncExitStack) -> Matched:
     source, target = ends(link.config)
+    if link.polls:
+        return await _polled(link, target, kept)
     # making the slot has a patience of its own
     stream = await ReplicationConnection.open(msgspec.structs.replace(source, lock_timeout=0.0))
     kept.push_async_callback(stream.close)
@@ -221,3 +233,25 @@ async def _exported(conn: AsyncConnection[TupleRow], end: End) -> str:
     assert row is not None
     name: str = row[0]
     return name
+
+
+async def _polled(link: Link, target: End, kept: AsyncExitStack) -> Matched:
+    """The moment of a poll, on the source, and on the target once it has what that found."""
+    if link.poller is None:
+        raise Inconclusive("the source is not being polled at the moment")
+    here = await connect(target, "compare")
+    kept.push_async_callback(here.close)
+    return await link.poller.moment(kept, partial(_exported, here, target))
+
+
+async def _pass(link: Link, requests: Requests, wanted: MomentWanted) -> None:
+    """Have a poll made, and say what the target reaches by it."""
+    with suppress(LockstepError):
+        # a state directory that is gone is no place for an answer
+        if link.poller is None:
+            refused = "the source is not being polled at the moment"
+            requests.answer(msgspec.structs.replace(wanted, refused=refused))
+            return
+        lsn = await link.poller.passed()
+        requests.answer(msgspec.structs.replace(wanted, source=str(lsn)))
+        await _let_go(requests, wanted)

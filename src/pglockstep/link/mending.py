@@ -27,6 +27,7 @@ from pglockstep.link.balance import Balance, Intact, lost_on_both
 from pglockstep.link.link import Link
 from pglockstep.link.looking import Seen
 from pglockstep.link.memory import Known
+from pglockstep.link.receiving import reached
 from pglockstep.link.remembering import remember_healed, standing
 from pglockstep.link.survey import Unapplied
 from pglockstep.postgres import catalog, privileges
@@ -105,7 +106,7 @@ async def _heal(
             remembered = msgspec.structs.replace(known.remembered, tables=renamed)
             followed = {each.table for each in known.reading.tables}
             apart = {QualifiedName(schema, name): incident for schema, name, incident in known.apart}
-    there, time = await _on_source(link, session, source, remembered)
+    there, time = await _on_source(link, session, source, remembered, followed | again if stands else None)
     detach = apart.keys() - again
     mine = {QualifiedName(schema, name) for schema, name, _ in remembered.tables}
     left_out = {name for name, published in there.items() if not published and name not in mine}
@@ -139,7 +140,8 @@ async def _heal(
         )
         chosen = None if suspects is None else suspects - aside
         mode = _one_mode(link, there.keys() - left_out)
-        wish = Wish(frozenset(left_out | aside), chosen, mode, _stood(known, again), judge)
+        beyond = await reached(link, remembered.record)
+        wish = Wish(frozenset(left_out | aside), chosen, mode, _stood(known, again), judge, beyond)
         try:
             healed = await engine.heal(source, target, conn, remembered, wish)
             break
@@ -203,16 +205,26 @@ async def _looked_at_from_memory(
 
 
 async def _on_source(
-    link: Link, conn: AsyncConnection[TupleRow], source: End, remembered: Remembered
+    link: Link,
+    conn: AsyncConnection[TupleRow],
+    source: End,
+    remembered: Remembered,
+    followed: Collection[QualifiedName] | None,
 ) -> tuple[dict[QualifiedName, bool], int]:
-    """The source's tables, and whether each is published; and its clock. Raises unless it is the source that it was."""
+    """The source's tables, and whether each is published; and its clock. Raises unless it is the source that it was.
+
+    Where the source is polled nothing is published there: then it is those that are `followed`, or all if that is not known.
+    """
     with translate(source):
         sessions.demand_identity(source, await privileges.facts(conn), remembered.record)
     # an older copy of itself has the same name
     await pinning.demand_known(link, conn, source, remembered.record, remembered.record.progress)
     with translate(source):
-        published = await published_tables(conn, source, remembered.record.publication)
         tables = await catalog.tables(conn)
+        if not link.polls:
+            published = await published_tables(conn, source, remembered.record.publication)
+        else:
+            published = {each.name for each in tables if followed is None or each.name in followed}
         return {each.name: each.name in published for each in tables}, await sessions.source_clock(conn)
 
 

@@ -246,6 +246,17 @@ class Outlet:
         self._taken.set()
 
     @property
+    def is_level(self) -> bool:
+        """Whether everything that has arrived was applied, nothing is held back, and nobody wants it to end."""
+        level = self._reader.level and not self._journal.in_transaction
+        return level and self.goes_on and not self._is_busy and not self.applier.builder.held
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nothing has failed yet, and nobody wants it to end."""
+        return self._failed is None and self._stopped is None
+
+    @property
     def _is_busy(self) -> bool:
         return self.applier.builder.ready or self.applier.in_transaction
 

@@ -118,7 +118,7 @@ async def overview(link: LinkConfig, state: StateDirectory) -> LinkOverview:
     key = fingerprint(link.source, link.target)
     status = state.load(key) or LinkStatus()
     link_id = record.id if record else "" if target.reachable else status.link_id
-    if link_id and source.reachable:
+    if link_id and source.reachable and link.mode != "poll":
         await _slot(source_end, source, slot_name(link_id))
     daemon = state.daemon_pid(key) is not None or (holder is not None and holder.is_daemon)
     applied = status.applied_lsn if record is None or record.progress is None else str(record.progress)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 from psycopg import AsyncConnection
@@ -32,7 +33,6 @@ from pglockstep.guard import refill
 from pglockstep.guard.database import Database
 from pglockstep.guard.identity import Changed, Known
 from pglockstep.link import session
-from pglockstep.link.link import Link
 from pglockstep.observe.incident import Incident, Kind, Loss, needs_decision
 from pglockstep.postgres import catalog, identity, privileges
 from pglockstep.postgres.connect import End, connect, describe, ends, translate
@@ -44,11 +44,15 @@ from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from pglockstep.link.link import Link
 
+log = logging.getLogger(__name__)
 
 #: How often the ends are pinned anew, in seconds.
 _EVERY = 60.0
+#: So far polls may have numbered their transactions beyond the WAL of a source that stood still, in bytes.
+_POLLED_BEYOND = 64 << 10
 
 
 class Pinned(msgspec.Struct, frozen=True):
@@ -76,12 +80,12 @@ async def pin(link: Link, both: Ends, record: LinkRecord) -> None:
     with translate(both.source):
         source = await identity.read(both.source_conn)
         database = await databases.read(both.source_conn)
-        marked = await generation.on_source(both.source_conn, record.publication) or 0
+        marked = None if link.polls else await generation.on_source(both.source_conn, record.publication)
     with translate(both.target):
         target = await identity.read(both.target_conn)
-        number = max(marked, await generation.on_target(both.target_conn)) + 1
+        number = max(marked or 0, await generation.on_target(both.target_conn)) + 1
     with translate(both.source):
-        marks = await generation.mark_source(both.source_conn, record.publication, number)
+        marks = not link.polls and await generation.mark_source(both.source_conn, record.publication, number)
     if marks:
         with translate(both.target):
             await generation.mark_target(both.target_conn, number)
@@ -127,8 +131,10 @@ async def changed(
     """
     with translate(source):
         found = await identity.read(conn)
-        slot = await read_slot(conn, record.slot)
-        marked = await generation.on_source(conn, record.publication)
+        slot = None if link.polls else await read_slot(conn, record.slot)
+        marked = None if link.polls else await generation.on_source(conn, record.publication)
+    if link.polls and reached is not None:
+        reached = Lsn(max(0, reached - _POLLED_BEYOND))
     seen = pinned(link)
     known = Known(
         record.source_identity,
@@ -137,7 +143,7 @@ async def changed(
         None if seen is None else seen.target,
         link.generation,
     )
-    has_slot = slot is not None and not slot.lost
+    has_slot = link.polls or (slot is not None and not slot.lost)
     answer = identities.changed("source", known, found, has_slot=has_slot, generation=marked)
     if answer is None or not answer.goes_on:
         return answer
@@ -203,7 +209,7 @@ async def demand_known(
     with translate(source):
         facts = await privileges.facts(conn)
     if facts.in_recovery:
-        demand(privileges.source_findings(facts, needs_slot=False))
+        demand(privileges.source_findings(facts, needs_slot=False, polls=link.polls))
     incident = open_incident(link)
     if incident is not None and is_decided(incident):
         raise BeginAgain

@@ -10,9 +10,10 @@ from psycopg.rows import TupleRow
 
 from pglockstep.errors import SourceBusy, first_of
 from pglockstep.journal.journal import Journal
-from pglockstep.link import session
+from pglockstep.link import pinning, session
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link
+from pglockstep.link.poller import Poller
 from pglockstep.postgres.connect import End
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
@@ -24,12 +25,14 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
     A daemon's own stream is waited for; without one it is received here, by whoever holds the link's lock, and nothing of it is
     confirmed. `conn` is a session at the source. Raises the source's errors, and what says that the stream cannot go on.
     """
+    assert record.progress is not None
+    if link.polls:
+        return await _polled(link, conn, source, record, record.progress)
     barrier = await session.emit_barrier(conn, source, record.id)
     if link.receives is not None:
         await durable_up_to(link.receives, barrier, source)
         return barrier
     async with link.journal(conn, source, record) as journal:
-        assert record.progress is not None
         journal.needs(record.progress)
         intake = Intake(source, record, journal, lambda: Lsn(0))
         try:
@@ -44,6 +47,37 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
         except BaseExceptionGroup as group:
             raise first_of(group) from group
     return barrier
+
+
+async def _polled(
+    link: Link, conn: AsyncConnection[TupleRow], source: End, record: LinkRecord, progress: Lsn
+) -> Lsn:
+    """As `received`, by a poll that nobody applies; unless something is left of an earlier one, which then is all of it."""
+    if link.receives is not None:
+        assert link.poller is not None
+        barrier = await link.poller.beside(progress)
+        await durable_up_to(link.receives, barrier, source)
+        return barrier
+    async with link.journal(conn, source, record) as journal:
+        journal.needs(progress)
+        running = asyncio.create_task(journal.run(), name="journal")
+        try:
+            barrier = await Poller(link, record, journal, lambda: None).beside(progress)
+            await durable_up_to(journal, barrier, source)
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+    return barrier
+
+
+async def reached(link: Link, record: LinkRecord) -> Lsn | None:
+    """What a snapshot of a source that is polled counts as later than: all that is written of it. None if it is streamed."""
+    if not link.polls:
+        return None
+    if link.receives is not None:
+        assert link.poller is not None
+        return max(link.receives.position, link.poller.written)
+    return await pinning.reached(link, record)
 
 
 async def durable_up_to(journal: Journal, barrier: Lsn, source: End) -> None:

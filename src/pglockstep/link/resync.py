@@ -155,8 +155,10 @@ async def _bring_back(link: Link, conn: AsyncConnection[TupleRow], target: End, 
     source = ends(link.config)[0]
     session = await connect(source, "resync")
     try:
-        published = await published_tables(session, source, record.publication)
-        silent = [each for each in request.tables if each not in published]
+        silent: list[QualifiedName] = []
+        if not link.polls:
+            published = await published_tables(session, source, record.publication)
+            silent = [each for each in request.tables if each not in published]
         if silent:
             await publish(session, source, record.publication, silent)
     finally:

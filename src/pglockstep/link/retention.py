@@ -50,6 +50,8 @@ def level(before: int, percent: int | None, levels: Sequence[int] = LEVELS) -> i
 
 async def watch(link: Link, target_is_away: Callable[[], bool]) -> None:
     """Warn once whenever the WAL kept for a link reaches a level, until cancelled. A source that is away is no matter."""
+    if link.polls:
+        return
     stands = 0
     helped_at = 0.0
     source, _ = ends(link.config)

@@ -110,6 +110,15 @@ async def demand_slot(
     return slot
 
 
+async def demand_no_slot(conn: AsyncConnection, source: End, record: LinkRecord) -> None:
+    """Raise `SourceLacks` if the slot is there with which the link was streamed before it was polled: nobody reads it."""
+    with translate(source):
+        cursor = await conn.execute(
+            "SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1", [record.slot]
+        )
+    demand([slots.slot_left(record)] if cursor.rowcount else [])
+
+
 async def emit_barrier(conn: AsyncConnection[TupleRow], source: End, link: str) -> Lsn:
     """Write a barrier into the source's WAL; a target whose progress has reached the result holds all before it."""
     with translate(source):
@@ -125,8 +134,11 @@ async def emit_barrier(conn: AsyncConnection[TupleRow], source: End, link: str) 
 
 
 async def source_position(conn: AsyncConnection) -> Lsn:
-    """Where the source's WAL ends now."""
-    cursor = await conn.execute("SELECT pg_catalog.pg_current_wal_lsn()")
+    """Where the source's WAL ends now; on a standby, up to where it is replayed."""
+    cursor = await conn.execute(
+        "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() "
+        "ELSE pg_catalog.pg_current_wal_lsn() END"
+    )
     row = await cursor.fetchone()
     assert row is not None
     position: Lsn = row[0]

@@ -60,7 +60,7 @@ async def settle(link: Link, both: Ends) -> None:
         except pinning.BeginAgain:
             incident = pinning.open_incident(link)
         else:
-            demand(privileges.source_findings(both.source_facts, needs_slot=False))
+            demand(privileges.source_findings(both.source_facts, needs_slot=False, polls=link.polls))
             demand(privileges.target_findings(both.target_facts, needs_copy=False))
             await pinning.pin(link, both, record)
             return
@@ -73,7 +73,7 @@ async def _carry_out(link: Link, both: Ends, record: LinkRecord, incident: Incid
     link.standing.move(Event.HEAL_STARTED, f"incident {incident.id}: {incident.message}")
     outcome: Outcome = "restored" if verb == "restore" else "approved"
     try:
-        demand(privileges.source_findings(both.source_facts, needs_slot=False))
+        demand(privileges.source_findings(both.source_facts, needs_slot=False, polls=link.polls))
         await adoption.catch_up(link, both, record)
         with translate(both.target):
             record = await progress.read(both.target_conn) or record

@@ -23,6 +23,7 @@ class Removed(msgspec.Struct, frozen=True):
     slot: str | None
     identities_set_back: int
     half_made: bool = False
+    polled: bool = False
 
 
 async def teardown(link: LinkConfig, state: StateDirectory) -> Removed:
@@ -53,7 +54,7 @@ async def teardown(link: LinkConfig, state: StateDirectory) -> Removed:
         half_made = await first.undo(ends, record, leave_tables=True)
         state.forget(key)
         state.drop_journal(record.id)
-        return Removed(link.name, record.slot, len(changed), half_made)
+        return Removed(link.name, record.slot, len(changed), half_made, link.mode == "poll")
 
 
 async def _forgotten_by_the_target(ends: Ends, status: LinkStatus | None) -> str | None:

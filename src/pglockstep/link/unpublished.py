@@ -26,6 +26,9 @@ async def watch(
     link: Link, record: LinkRecord, source: Callable[[], AsyncConnection[TupleRow] | None]
 ) -> None:
     """Say which tables do not follow, now and whenever there are others; over the session that there is, if any."""
+    if link.polls:
+        # whoever compares sees them
+        return
     said: list[str] = []
     while True:
         try:

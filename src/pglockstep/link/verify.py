@@ -43,7 +43,7 @@ class Scope(msgspec.Struct, frozen=True):
     """What is compared: these `tables`, or all that the link carries if there are none; rows of which `where` is true.
 
     So many rows of a table that differ are `proven` and kept. `jobs` tables or chunks are read at once, at this `pace`. `fast`:
-    by values, as `Pairing` says.
+    by values, as `Pairing` says. `polled`: the source is, so that unlogged tables follow as well.
     """
 
     tables: Collection[QualifiedName] = frozenset()
@@ -52,6 +52,7 @@ class Scope(msgspec.Struct, frozen=True):
     jobs: int = 2
     pace: Pace = UNHURRIED
     fast: bool = False
+    polled: bool = False
 
 
 class LinkCheck(msgspec.Struct, frozen=True):
@@ -123,7 +124,9 @@ async def verify(
             for view in await views.not_populated(ends.source_conn, ends.target_conn, ends.both)
             if not skip(*view)
         ],
-        not_streamed=await _not_streamed(ends, selection, source_tables.values(), objects.source),
+        not_streamed=await _not_streamed(
+            ends, selection, () if scope.polled else source_tables.values(), objects.source
+        ),
         checked_at=datetime.now(UTC),
         seconds=round(time.monotonic() - began, 3),
         tier="fast" if scope.fast else "exact",

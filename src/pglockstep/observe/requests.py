@@ -37,7 +37,8 @@ class Resync(msgspec.Struct, frozen=True, kw_only=True):
 class MomentWanted(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody who compares asks whoever applies for two snapshots that show one moment, and lets go of them afterwards.
 
-    `source` and `target` are their names, once they are there; `refused` says why there are none.
+    `source` and `target` are their names, once they are there; `refused` says why there are none. `only_passes`: a link that
+    polls is only to poll, and `source` is up to where the target then comes.
     """
 
     by: str
@@ -46,6 +47,7 @@ class MomentWanted(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     target: str = ""
     refused: str = ""
+    only_passes: bool = False
     kind: Literal["moment"] = "moment"
 
 

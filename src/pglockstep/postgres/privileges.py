@@ -75,8 +75,10 @@ def _source_fault(
     )
 
 
-def source_findings(found: Facts, *, needs_slot: bool) -> Iterator[Finding]:
-    """What keeps the source from being decoded; `needs_slot` for a first copy."""
+def source_findings(found: Facts, *, needs_slot: bool, polls: bool = False) -> Iterator[Finding]:
+    """What keeps the source from being decoded; `needs_slot` for a first copy. Nothing if it is polled: a standby will do."""
+    if polls:
+        return
     role, database = quote_if_needed(found.role), quote_if_needed(found.database)
 
     if found.in_recovery:
@@ -126,13 +128,13 @@ def source_findings(found: Facts, *, needs_slot: bool) -> Iterator[Finding]:
         )
 
 
-def table_findings(found: Facts, tables: Sequence[Table]) -> Iterator[Finding]:
-    """What keeps our role from publishing, reading and seeing every row of these tables."""
+def table_findings(found: Facts, tables: Sequence[Table], *, polls: bool = False) -> Iterator[Finding]:
+    """What keeps our role from publishing, reading and seeing every row of these tables; none is published where it `polls`."""
     if found.superuser:
         return
     role = quote_if_needed(found.role)
 
-    if foreign := [table for table in tables if not table.owned]:
+    if not polls and (foreign := [table for table in tables if not table.owned]):
         yield _source_fault(
             "not_owner",
             f"role {role} does not own {_listed(foreign)} on the source; only an owner can publish a table",
@@ -147,13 +149,19 @@ def table_findings(found: Facts, tables: Sequence[Table]) -> Iterator[Finding]:
             f"role {role} may not look into schema {listed(schemas)} on the source",
             "\n".join(f"GRANT USAGE ON SCHEMA {schema} TO {role};" for schema in schemas),
         )
-    if unreadable := [table for table in tables if table.owned and not table.readable]:
+    if unreadable := [table for table in tables if (table.owned or polls) and not table.readable]:
         yield _source_fault(
             "not_readable",
             f"role {role} may not read {_listed(unreadable)} on the source",
             "\n".join(f"GRANT SELECT ON {table.name} TO {role};" for table in unreadable),
         )
-    if not found.bypass_row_security and (hidden := [table for table in tables if table.forced_row_security]):
+    if not found.bypass_row_security and (
+        hidden := [
+            table
+            for table in tables
+            if table.forced_row_security or (polls and table.row_security and not table.owned)
+        ]
+    ):
         yield _source_fault(
             "hidden_rows",
             f"row security could hide rows of {_listed(hidden)} from role {role}; the copy would be short",

@@ -87,6 +87,17 @@ def leaves_a_gap(record: LinkRecord, slot: Slot, journal: tuple[Lsn, Lsn] | None
     return not covers(record, slot, journal)
 
 
+def slot_left(record: LinkRecord) -> Finding:
+    """That the slot is still there with which a link was streamed before it was polled."""
+    return _error(
+        code="slot_left",
+        message="this link was streamed before it is polled: the source still keeps WAL for its replication slot "
+        f"{record.slot}, which nobody reads any more",
+        fix=f"SELECT pg_drop_replication_slot('{record.slot}');\nDROP PUBLICATION {record.publication};",
+        where="on the source",
+    )
+
+
 def slot_lost(slot: Slot) -> Finding:
     """That the source has given a slot up, and what to change so that it does not again."""
     idle = slot.invalidation_reason == "idle_timeout"
