@@ -203,3 +203,33 @@ def _swap(link: Polled, other: str) -> None:
 
 
 __all__ = ["make_conninfo"]
+
+
+@pytest.mark.parametrize("daemon", [True, False], ids=["run", "once"])
+def test_both_ends_harmed(pair: Pair, cli: Cli, daemon: bool) -> None:
+    """A heal of the target brings over no wipe of the source by the side door: it is judged by a poll first."""
+    with polled(cli, pair) as link:
+        link.once()
+        link.once()
+        running = link.start() if daemon else None
+        pair.source_server.stop("fast")
+        if running is not None:
+            wait_until(lambda: running.status()["state"] == "waiting", 40, "the daemon to miss its source")
+        with pair.on_target() as target:
+            if running is None:
+                target.execute("SET session_replication_role = origin")
+            target.execute(
+                """DELETE FROM "Track" WHERE "TrackId" IN (SELECT "TrackId" FROM "Track" LIMIT 100)"""
+            )
+        pair.source_server.start()
+        link.admin.close()
+        link.admin = pair.superuser_on_source()
+        # before any poll can have seen it
+        link.write("""UPDATE "Track" SET "GenreId" = NULL""")
+        if running is None:
+            done = cli("once")
+            assert done.returncode == 6, done.stdout + done.stderr
+        assert link.held()
+        with pair.on_target() as target:
+            wiped = target.execute("""SELECT FROM "Track" WHERE "GenreId" IS NULL""").rowcount
+            assert wiped == 0

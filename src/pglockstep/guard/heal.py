@@ -44,7 +44,6 @@ from pglockstep.postgres.extents import Extent
 from pglockstep.postgres.moments import Moment, create_slot, holds, use_snapshot
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.postgres.replication import ReplicationConnection
-from pglockstep.postgres.snapshots import exported
 from pglockstep.progress import copying
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import ChangedIdentity, LinkRecord
@@ -73,7 +72,7 @@ class Wish(msgspec.Struct, frozen=True):
     are to be watched from the heal's own commit on; None for not at all. `stood`: the columns that the target had when all
     was well, by schema, table and name; what the source does not have of them any more is no harm of the target's. `judge` is
     told before the commit what was done to each table, and may look at it over the same session; what it raises undoes all
-    of it. `beyond`: the source is polled: an ordinary snapshot will do, and what it shows counts as later than this.
+    of it. `moment`: the source is polled: an ordinary snapshot of it will do, which is open already.
     """
 
     left_out: frozenset[QualifiedName] = frozenset()
@@ -81,7 +80,7 @@ class Wish(msgspec.Struct, frozen=True):
     mode: watch.Mode | None = "watch"
     stood: frozenset[tuple[str, str, str]] = frozenset()
     judge: Callable[[Mapping[QualifiedName, Mended]], Awaitable[None]] | None = None
-    beyond: Lsn | None = None
+    moment: Moment | None = None
 
 
 class Healed(msgspec.Struct, frozen=True):
@@ -252,14 +251,13 @@ class Healing:
     async def _moment(self) -> AsyncIterator[Moment]:
         """A moment of the source, in a transaction that sees it."""
         source, there = self._ends.source, self._ends.there
-        if self._wish.beyond is not None:
-            async with exported(source, "heal") as (_, shown, _):
-                with translate(source):
-                    await there.execute("BEGIN")
-                    await use_snapshot(there, shown.snapshot)
-                yield Moment(max(shown.lsn, self._wish.beyond), shown.snapshot)
-                with translate(source):
-                    await there.execute("ROLLBACK")
+        if (moment := self._wish.moment) is not None:
+            with translate(source):
+                await there.execute("BEGIN")
+                await use_snapshot(there, moment.snapshot)
+            yield moment
+            with translate(source):
+                await there.execute("ROLLBACK")
             return
         # making the slot has a patience of its own
         stream = await ReplicationConnection.open(msgspec.structs.replace(source, lock_timeout=0.0))

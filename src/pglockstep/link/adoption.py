@@ -84,7 +84,7 @@ async def follow_anew(
                 wish = engine.Wish(
                     left_out=frozenset(now.keys() - carried),
                     mode=None,
-                    beyond=moment.lsn if link.polls else None,
+                    moment=moment if link.polls else None,
                 )
                 healed = await engine.heal(both.source, both.target, target, remembered, wish)
                 await _drop(target, stood.keys() - carried, stood, may_go, link)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
 
 import msgspec
 from psycopg import AsyncConnection
@@ -33,6 +34,7 @@ from pglockstep.link.survey import Unapplied
 from pglockstep.postgres import catalog, privileges
 from pglockstep.postgres.connect import End, connect, ends, translate
 from pglockstep.postgres.names import QualifiedName
+from pglockstep.postgres.snapshots import exported
 from pglockstep.progress import copying, detached
 from pglockstep.progress import target as progress
 from pglockstep.progress.target import LinkRecord
@@ -70,7 +72,8 @@ async def heal(
     source = ends(link.config)[0]
     session = await connect(source, "heal")
     try:
-        return await _heal(link, (source, target), (session, conn), wanted)
+        async with AsyncExitStack() as kept:
+            return await _heal(link, (source, target), (session, conn), wanted, kept)
     finally:
         await session.close()
 
@@ -80,6 +83,7 @@ async def _heal(
     both: tuple[End, End],
     opened: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
     wanted: Wanted,
+    kept: AsyncExitStack,
 ) -> tuple[Healed, Mapping[QualifiedName, int]]:
     (source, target), (session, conn) = both, opened
     suspects, seen, again = wanted.suspects, wanted.seen, wanted.again
@@ -119,9 +123,14 @@ async def _heal(
     )
     dealt_with = {**wanted.settled, **dict.fromkeys(again, LAST_LSN)}
     if stands:
-        unapplied: Unapplied | None = await _looked_at(link, both, opened, fresh.record, dealt_with)
+        unapplied: Unapplied | None = await _looked_at(link, both, opened, fresh.record, dealt_with, kept)
     else:
-        unapplied = await _looked_at_from_memory(link, both, opened, remembered.record, dealt_with)
+        unapplied = await _looked_at_from_memory(link, both, opened, remembered.record, dealt_with, kept)
+    moment = None if unapplied is None else unapplied.moment
+    if link.polls and moment is None:
+        _, shown, _ = await kept.enter_async_context(exported(source, "heal"))
+        beyond = await reached(link, remembered.record)
+        moment = msgspec.structs.replace(shown, lsn=max(shown.lsn, beyond or shown.lsn))
     # nothing can be left to a stream that does not know any more how far it was
     balanced = named if stands else there.keys()
     aside: set[QualifiedName] = set()
@@ -140,8 +149,7 @@ async def _heal(
         )
         chosen = None if suspects is None else suspects - aside
         mode = _one_mode(link, there.keys() - left_out)
-        beyond = await reached(link, remembered.record)
-        wish = Wish(frozenset(left_out | aside), chosen, mode, _stood(known, again), judge, beyond)
+        wish = Wish(frozenset(left_out | aside), chosen, mode, _stood(known, again), judge, moment)
         try:
             healed = await engine.heal(source, target, conn, remembered, wish)
             break
@@ -174,9 +182,11 @@ async def _looked_at(
     opened: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
     record: LinkRecord,
     dealt_with: Mapping[QualifiedName, Lsn],
+    kept: AsyncExitStack,
 ) -> Unapplied:
     """What the source has done up to now, judged, while nothing is locked."""
     found = await Unapplied.of(link, both, opened, record, dealt_with)
+    found.kept = kept
     await found.wiped(counts=True)
     return found
 
@@ -187,6 +197,7 @@ async def _looked_at_from_memory(
     opened: tuple[AsyncConnection[TupleRow], AsyncConnection[TupleRow]],
     record: LinkRecord,
     dealt_with: Mapping[QualifiedName, Lsn],
+    kept: AsyncExitStack,
 ) -> Unapplied | None:
     """As `_looked_at`, of a target that has nothing of ours: since it was judged last. None where nobody knows when that was."""
     reached = link.gate.reached()
@@ -194,7 +205,7 @@ async def _looked_at_from_memory(
         return None
     try:
         since = msgspec.structs.replace(record, progress=reached)
-        return await _looked_at(link, both, opened, since, dealt_with)
+        return await _looked_at(link, both, opened, since, dealt_with, kept)
     except (NotInJournal, JournalDamaged, SourceLacks) as error:
         log.warning(
             "what the source has done meanwhile is judged by numbers alone: %s",

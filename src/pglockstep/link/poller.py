@@ -19,7 +19,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from pglockstep.compare.table import Matched
-from pglockstep.errors import EndError, Inconclusive, LockstepError, LookAgain
+from pglockstep.errors import EndError, LockstepError, LookAgain
 from pglockstep.findings import listed
 from pglockstep.journal.journal import Journal
 from pglockstep.link import pinning
@@ -77,7 +77,7 @@ class Poller:
         self._number = 0
         self._said: dict[str, object] = {}
         self._level_at: dict[QualifiedName, datetime] = {}
-        #: the end of the last transaction that was written to the journal, or may have been
+        #: the end of the last transaction that was written to the journal; before one was, up to where that reaches
         self.written = journal.position
 
     # --- what others want -----------------------------------------------------------------------------------
@@ -231,21 +231,20 @@ class Poller:
         self,
         shown: tuple[AsyncConnection[TupleRow], Moment, Position],
         spared: set[QualifiedName],
-        outlet: Outlet | None,
-        conn: AsyncConnection[TupleRow] | None,
+        outlet: Outlet,
+        conn: AsyncConnection[TupleRow],
         *,
         always: bool,
     ) -> Swept:
         holder, moment, at = shown
         link = self._link
-        whose = "" if outlet is None else self._record.id
-        async with Sight.opened(self._ends, whose, link.config.jobs, holder, moment) as sight:
+        async with Sight.opened(self._ends, self._record.id, link.config.jobs, holder, moment) as sight:
             self._plan = plan = await paired(link, sight)
             sweep = Sweep(link, self._journal, sight, at, plan, self._record.id, self._sent)
 
             def still() -> bool:
                 now = self._outlet()
-                return now is outlet and (now is None or now.goes_on)
+                return now is outlet and now.goes_on
 
             minding = asyncio.create_task(self._mind(conn, sight, still), name="mind")
             # a task of its own: a group that only waits for its end counts the failure of one as our own cancellation
@@ -266,17 +265,14 @@ class Poller:
         self._tell("skipped", dict(sorted(swept.skipped.items())))
         return swept
 
-    async def _mind(
-        self, conn: AsyncConnection[TupleRow] | None, sight: Sight, still: Callable[[], bool]
-    ) -> None:
+    async def _mind(self, conn: AsyncConnection[TupleRow], sight: Sight, still: Callable[[], bool]) -> None:
         """While the ends are read, which may take any time: make sure that they are there, and that it is of any use."""
         source = self._ends[0]
         while True:
             await asyncio.sleep(min(1.0, source.silence_timeout / 3))
             try:
-                if conn is not None:
-                    with answered(source, conn), translate(source):
-                        await conn.execute("SELECT")
+                with answered(source, conn), translate(source):
+                    await conn.execute("SELECT")
             except LockstepError:
                 sight.hang_up()
                 return
@@ -324,26 +320,6 @@ class Poller:
                 why,
                 extra=self._link.about("poll.skipped"),
             )
-
-    # --- while nobody applies -------------------------------------------------------------------------------
-
-    async def beside(self, progress: Lsn) -> Lsn:
-        """Poll while nobody applies, for whoever must know what the source has done; up to where that is in the journal.
-
-        `progress`: up to where the target is complete. What stands in the journal behind that is all that is known: a poll
-        would only find it once more.
-        """
-        async with self._turn:
-            if self.written > progress:
-                return max(self.written, self._journal.position)
-            await self._give_up()
-            if self._outlet() is not None:
-                raise Inconclusive("somebody applies")
-            async with exported(self._ends[0], "poll") as shown:
-                await self._demand_known(shown[0])
-                swept = await self._sweep(shown, set(), None, None, always=True)
-            assert swept.lsn is not None
-            return swept.lsn
 
 
 async def _applied(outlet: Outlet, lsn: Lsn) -> None:

@@ -13,7 +13,6 @@ from pglockstep.journal.journal import Journal
 from pglockstep.link import pinning, session
 from pglockstep.link.intake import Intake
 from pglockstep.link.link import Link
-from pglockstep.link.poller import Poller
 from pglockstep.postgres.connect import End
 from pglockstep.progress.target import LinkRecord
 from pglockstep.units import Lsn
@@ -27,7 +26,8 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
     """
     assert record.progress is not None
     if link.polls:
-        return await _polled(link, conn, source, record, record.progress)
+        # whoever applies polls: what is not in the journal has not been looked at
+        return await reached(link, record) or record.progress
     barrier = await session.emit_barrier(conn, source, record.id)
     if link.receives is not None:
         await durable_up_to(link.receives, barrier, source)
@@ -46,27 +46,6 @@ async def received(link: Link, conn: AsyncConnection[TupleRow], source: End, rec
                     task.cancel()
         except BaseExceptionGroup as group:
             raise first_of(group) from group
-    return barrier
-
-
-async def _polled(
-    link: Link, conn: AsyncConnection[TupleRow], source: End, record: LinkRecord, progress: Lsn
-) -> Lsn:
-    """As `received`, by a poll that nobody applies; unless something is left of an earlier one, which then is all of it."""
-    if link.receives is not None:
-        assert link.poller is not None
-        barrier = await link.poller.beside(progress)
-        await durable_up_to(link.receives, barrier, source)
-        return barrier
-    async with link.journal(conn, source, record) as journal:
-        journal.needs(progress)
-        running = asyncio.create_task(journal.run(), name="journal")
-        try:
-            barrier = await Poller(link, record, journal, lambda: None).beside(progress)
-            await durable_up_to(journal, barrier, source)
-        finally:
-            running.cancel()
-            await asyncio.wait({running})
     return barrier
 
 

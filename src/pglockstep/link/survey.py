@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import NamedTuple
 
 import msgspec
@@ -25,10 +25,12 @@ from pglockstep.guard.restore import is_restoring
 from pglockstep.link import held_back
 from pglockstep.link.gate import StreamGate
 from pglockstep.link.link import Link
-from pglockstep.link.receiving import received
+from pglockstep.link.receiving import reached, received
+from pglockstep.link.scratch import polled_apart
 from pglockstep.postgres import catalog
 from pglockstep.postgres.catalog import Table
 from pglockstep.postgres.connect import End, connect, ends, translate
+from pglockstep.postgres.moments import Moment
 from pglockstep.postgres.names import QualifiedName
 from pglockstep.progress import copying
 from pglockstep.progress.target import LinkRecord, is_whole
@@ -78,6 +80,9 @@ class Unapplied:
         self._survey = survey
         self._judged = survey.position
         self._wiped: dict[QualifiedName, str] = {}
+        #: what was judged, where the source is polled; `kept` keeps it open
+        self.moment: Moment | None = None
+        self.kept: AsyncExitStack | None = None
 
     @classmethod
     async def of(
@@ -115,7 +120,16 @@ class Unapplied:
         `counts`: tables may be counted on the target, which is not so once the heal is under way. What it holds is asked
         all the same, as it was before the heal; of a table that cannot be read it counts as too much.
         """
-        barrier = await received(self._link, self._there, self._source, self._record)
+        if self._link.polls:
+            if self.moment is not None:
+                return self._wiped
+            assert self.kept is not None
+            moment, self._survey.folder = await polled_apart(self._link, self._record, self.kept)
+            beyond = await reached(self._link, self._record)
+            self.moment = msgspec.structs.replace(moment, lsn=max(moment.lsn, beyond or moment.lsn))
+            barrier = LAST_LSN
+        else:
+            barrier = await received(self._link, self._there, self._source, self._record)
         self._survey.gate.may_count = counts
         for each in await self._survey.go_on(self._there, self._judged, barrier):
             if each.trip is not None:
@@ -213,7 +227,7 @@ class _Survey:
         self.gate = link.gate.twin(_Twin)
         self.gate.before = link.gate.stood
         self.position = position
-        self._folder = link.state.journal(record.id)
+        self.folder = link.state.journal(record.id)
         self._record = record
         self._here = here
         self._theirs = theirs or {}
@@ -230,7 +244,7 @@ class _Survey:
         progress = self._record.progress
         assert progress is not None
         found: list[_Found] = []
-        batches = restore_journal.onwards(self._folder, first)
+        batches = restore_journal.onwards(self.folder, first)
         putting_back = _PuttingBack(self._record.id)
         while (messages := await asyncio.to_thread(next, batches, None)) is not None:
             for message, size in putting_back.left_out(messages, found):

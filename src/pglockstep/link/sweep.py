@@ -24,7 +24,7 @@ from pglockstep.compare.moves import Change, Differing, Moves, Unique, carried, 
 from pglockstep.compare.pairing import Pairing, Server
 from pglockstep.compare.ranges import WHOLE, Range, chunks_of, cut, is_ordered, share_to_sample
 from pglockstep.compare.sessions import both
-from pglockstep.errors import Inconclusive, LookAgain, first_of
+from pglockstep.errors import ApplyRefused, Inconclusive, LookAgain, first_of
 from pglockstep.journal.journal import Journal
 from pglockstep.link.sight import Sight
 from pglockstep.postgres import catalog
@@ -134,7 +134,10 @@ async def _remembered(
 
 
 class Sweep:
-    """One poll of a link; `sent` are the descriptions of tables that the journal's readers have, kept from poll to poll."""
+    """One poll of a link; `sent` are the descriptions of tables that the journal's readers have, kept from poll to poll.
+
+    `lenient`: tables that do not fit each other are left out.
+    """
 
     def __init__(
         self,
@@ -145,6 +148,8 @@ class Sweep:
         plan: Paired,
         link_id: str,
         sent: dict[int, Relation],
+        *,
+        lenient: bool = False,
     ) -> None:
         self._link = link
         self._journal = journal
@@ -153,6 +158,7 @@ class Sweep:
         self._plan = plan
         self._link_id = link_id
         self._sent = sent
+        self._lenient = lenient
         self._begun: Begin | None = None
         self._written: set[QualifiedName] = set()
         self.found = Swept(skipped={})
@@ -189,8 +195,13 @@ class Sweep:
 
     async def _table(self, source: Table, target: Table) -> None:
         pairing = carried(source, target, self._plan.servers)
-        # raises what whoever applies would say of tables that do not fit
-        TableWriter(described(pairing), target)
+        try:
+            # raises what whoever applies would say of tables that do not fit
+            TableWriter(described(pairing), target)
+        except ApplyRefused:
+            if self._lenient:
+                return
+            raise
         try:
             await self._compare(pairing)
         except Inconclusive as error:
