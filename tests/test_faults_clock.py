@@ -33,6 +33,8 @@ LOOKS_AT_THE_CLOCK = {
     "link/overview.py": "how long ago something was",
     "link/standing.py": "how long the target has been behind",
     "link/diff.py": "when the ends were compared",
+    "link/level.py": "when a poll was asked for",
+    "link/poller.py": "when a table was compared",
     "link/matching.py": "when a moment was asked for",
     "link/repair.py": "the name of a file",
     "link/rolling.py": "when a table was compared",
