@@ -177,9 +177,8 @@ def test_tables_of_any_shape_are_compared_to_the_end(pair: Pair, small: int) -> 
     }
 
 
-def test_a_large_table_is_cut_by_the_keys_of_both_ends(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million keys of the target beyond the source's last are many chunks, and the one missing row before them is found."""
-    monkeypatch.setattr(ranges, "CHUNK_ROWS", 5_000)
+def ranges_asked(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
+    """The ranges whose sums are asked for from now on, as they are."""
     asked: list[Range] = []
     sums = Reader.sums
 
@@ -188,6 +187,13 @@ def test_a_large_table_is_cut_by_the_keys_of_both_ends(pair: Pair, monkeypatch: 
         return await sums(self, within)
 
     monkeypatch.setattr(Reader, "sums", noted)
+    return asked
+
+
+def test_a_large_table_is_cut_by_the_keys_of_both_ends(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million keys of the target beyond the source's last are many chunks, and the one missing row before them is found."""
+    monkeypatch.setattr(ranges, "CHUNK_ROWS", 5_000)
+    asked = ranges_asked(monkeypatch)
     on_both(
         pair,
         "create table t (a bigint primary key)",

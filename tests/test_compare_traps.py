@@ -13,12 +13,12 @@ from fix_servers import Pair, majors
 from pglockstep.compare import ranges, table
 from pglockstep.compare.pairing import Pairing, RowKey, Server
 from pglockstep.compare.ranges import Key, Range, sorted_alike
-from pglockstep.compare.readings import Place, Reader, Sums
+from pglockstep.compare.readings import Place, Reader
 from pglockstep.compare.suspects import Seen
 from pglockstep.errors import Inconclusive
 from pglockstep.postgres.catalog import tables
 from pglockstep.postgres.connect import End, connect
-from test_compare_table import Differences, comparing, differences, on_both
+from test_compare_table import Differences, comparing, differences, on_both, ranges_asked
 
 #: Version 15 knows ICU's collations here.
 with_icu = pytest.mark.parametrize("pair", [(15, 15)] if 15 in majors else [], indirect=True, ids=["15"])
@@ -88,14 +88,7 @@ def test_a_cast_that_makes_two_keys_one_hides_nothing(pair: Pair) -> None:
 def test_a_key_in_another_order_is_not_cut(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other end's index is no help for it: each chunk would be all of the table."""
     monkeypatch.setattr(ranges, "CHUNK_ROWS", 20)
-    asked: list[Range] = []
-    sums = Reader.sums
-
-    async def noted(self: Reader, within: Range = ranges.WHOLE) -> Sums:
-        asked.append(within)
-        return await sums(self, within)
-
-    monkeypatch.setattr(Reader, "sums", noted)
+    asked = ranges_asked(monkeypatch)
     on_both(
         pair, "CREATE TABLE t (a int, b int); INSERT INTO t SELECT n, -n FROM generate_series(1, 500) AS n"
     )

@@ -91,7 +91,7 @@ class Reader:
     async def sums_of_values(self, within: Range = WHOLE) -> Sums:
         """As `sums`, of the rows' values: quicker, and the same for what the types call equal."""
         rows = sql.SQL('SELECT {} AS "row" FROM ONLY {} AS t{} OFFSET 0').format(
-            self._pairing.content.record(), self._table.name.sql(), _where(self._in(within))
+            self._pairing.content.record(), self._table.name.sql(), where_of(self._in(within))
         )
         hashes = [sql.SQL("hash_record_extended({}, {})").format(_ROW, sql.Literal(seed)) for seed in SEEDS]
         [row] = await self._fetch(sql.SQL("SELECT {} FROM ({}) AS r").format(_summed(*hashes), rows))
@@ -257,7 +257,7 @@ class Reader:
         columns += more
         # OFFSET 0 keeps the planner from computing a text anew for each use of it
         return sql.SQL("SELECT {} FROM ONLY {} AS t{}{} OFFSET 0").format(
-            _listed(columns), self._table.name.sql(), join or sql.SQL(""), _where(conditions)
+            _listed(columns), self._table.name.sql(), join or sql.SQL(""), where_of(conditions)
         )
 
     def _filter(self) -> list[sql.Composable]:
@@ -368,7 +368,8 @@ def _summed(hash0: sql.Composable, hash1: sql.Composable) -> sql.Composed:
 _SUMS = _summed(text_hash(_ROW, SEEDS[0]), text_hash(_ROW, SEEDS[1]))
 
 
-def _where(conditions: Sequence[sql.Composable]) -> sql.Composable:
+def where_of(conditions: Sequence[sql.Composable]) -> sql.Composable:
+    """The WHERE of a statement under all of these conditions. Pure."""
     return sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")
 
 

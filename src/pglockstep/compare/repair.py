@@ -18,9 +18,6 @@ from pglockstep.compare.readings import Place, Reader, RowValues, unread
 from pglockstep.compare.scripts import on_conflict
 from pglockstep.postgres.row_texts import SEEDS, text_hash
 
-#: So many rows go in one statement.
-PORTION = 2_000
-
 #: Constraints of a table that may be deferred, and what they are over.
 _DEFERRABLE = sql.SQL(
     """SELECT x.relname, i.indisexclusion,

@@ -13,8 +13,9 @@ from typing import Protocol
 
 import msgspec
 
+from pglockstep.compare.chunks import chunks
 from pglockstep.compare.pairing import Pairing, RowDifference, RowKey
-from pglockstep.compare.ranges import WHOLE, Range, chunks_of, cut, is_ordered, share_to_sample, sorted_alike
+from pglockstep.compare.ranges import Range
 from pglockstep.compare.readings import Reader
 from pglockstep.compare.sessions import Sessions, both
 from pglockstep.compare.suspects import Reading, Seen, Suspects, difference
@@ -91,7 +92,8 @@ class _Comparison:
         self._more: dict[str, int] = {"missing": 0, "extra": 0, "changed": 0}
 
     async def run(self) -> Found:
-        ranges = await self._ranges()
+        async with self._readers() as readers:
+            ranges = await chunks(self._pairing, *readers)
         try:
             async with asyncio.TaskGroup() as group:
                 for each in ranges:
@@ -121,23 +123,6 @@ class _Comparison:
             tuple(found),
             reason,
         )
-
-    async def _ranges(self) -> list[Range]:
-        if not is_ordered((self._pairing.source, self._pairing.target), self._pairing.key):
-            return [WHOLE]
-        async with self._readers() as readers:
-            sizes = await both(*(each.size() for each in readers))
-            chunks = chunks_of(sizes)
-            if chunks == 1:
-                return [WHOLE]
-            samples = await both(
-                *(
-                    each.sample(share_to_sample(size, chunks), 20 * chunks)
-                    for each, size in zip(readers, sizes, strict=True)
-                )
-            )
-            keys = {key for sample in samples for key in sample}
-            return cut(sorted_alike(*await both(*(each.sorted(keys) for each in readers))), chunks)
 
     @asynccontextmanager
     async def _readers(self) -> AsyncIterator[tuple[Reader, Reader]]:

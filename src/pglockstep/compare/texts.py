@@ -13,7 +13,7 @@ from psycopg import pq, sql
 
 from pglockstep.compare.pairing import Pairing, RowKey
 from pglockstep.compare.ranges import WHOLE, Key, Range
-from pglockstep.compare.readings import Place, Reader, unread
+from pglockstep.compare.readings import Place, Reader, unread, where_of
 from pglockstep.postgres.row_texts import SEEDS, text_hash
 
 #: The values of a row, in the order of the pairing's columns.
@@ -70,7 +70,7 @@ class Texts(Reader):
             texts=self._key_texts(),
             names=sql.SQL(", ").join(self._names),
             table=self._table.name.sql(),
-            where=_where(self._in(within)),
+            where=where_of(self._in(within)),
             every=sql.Literal(every),
         )
         return [tuple((each or b"").decode() for each in row) for row in await self._texts_of(query)]
@@ -78,7 +78,7 @@ class Texts(Reader):
     async def keys(self, within: Range = WHOLE) -> AsyncGenerator[list[RowKey]]:
         """The key of every row of a range, some at a time, as one moment shows them."""
         query = sql.SQL("SELECT {} FROM ONLY {} AS t{}").format(
-            self._key_texts(), self._table.name.sql(), _where(self._in(within))
+            self._key_texts(), self._table.name.sql(), where_of(self._in(within))
         )
         async for rows in self._fetched(query):
             yield [tuple((each or b"").decode() for each in row) for row in rows]
@@ -99,7 +99,7 @@ class Texts(Reader):
             sql.SQL(", ").join(columns),
             self._table.name.sql(),
             join or sql.SQL(""),
-            _where(conditions),
+            where_of(conditions),
             # the planner would compute a row's text anew for each use of it
             sql.SQL(" OFFSET 0" if beside is not None and join is None else ""),
         )
@@ -132,7 +132,3 @@ def _texts(result: pq.abc.PGresult) -> list[Values]:
         )
         for row in range(result.ntuples)
     ]
-
-
-def _where(conditions: Sequence[sql.Composable]) -> sql.Composable:
-    return sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(conditions)) if conditions else sql.SQL("")

@@ -20,9 +20,10 @@ from psycopg.rows import TupleRow
 from pglockstep import failpoints
 from pglockstep.apply.batch import BARRIER_PREFIX
 from pglockstep.apply.statements import TableWriter
+from pglockstep.compare.chunks import chunks
 from pglockstep.compare.moves import Change, Differing, Moves, Unique, carried, described
 from pglockstep.compare.pairing import Pairing, Server
-from pglockstep.compare.ranges import WHOLE, Range, chunks_of, cut, is_ordered, share_to_sample
+from pglockstep.compare.ranges import Range
 from pglockstep.compare.sessions import both
 from pglockstep.errors import ApplyRefused, Inconclusive, LookAgain, first_of
 from pglockstep.journal.journal import Journal
@@ -213,7 +214,8 @@ class Sweep:
             self.found.skipped[source.name] = error.message
 
     async def _compare(self, pairing: Pairing) -> None:
-        ranges = await self._ranges(pairing)
+        async with self._sight.table(pairing) as readers:
+            ranges = await chunks(pairing, *readers)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._sums(pairing, each)) for each in ranges]
@@ -227,21 +229,6 @@ class Sweep:
             for each in differing:
                 async with self._sight.table(pairing) as (there, here):
                     await self._take(pairing, step(each, there, here))
-
-    async def _ranges(self, pairing: Pairing) -> list[Range]:
-        if not is_ordered((pairing.source, pairing.target), pairing.key):
-            return [WHOLE]
-        async with self._sight.table(pairing) as readers:
-            sizes = await both(*(each.size() for each in readers))
-            if (chunks := chunks_of(sizes)) == 1:
-                return [WHOLE]
-            samples = await both(
-                *(
-                    each.sample(share_to_sample(size, chunks), 20 * chunks)
-                    for each, size in zip(readers, sizes, strict=True)
-                )
-            )
-            return cut(await readers[0].sorted({key for keys in samples for key in keys}), chunks)
 
     async def _sums(self, pairing: Pairing, within: Range) -> Differing:
         async with self._sight.table(pairing) as (there, here):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from psycopg import AsyncConnection, sql
-
-from pglockstep.postgres.catalog import Table
+from psycopg import sql
 
 #: What two hashes of one text are seeded with: texts that collide under one do not under the other.
 SEEDS = (5577006791947779410, 8674665223082153551)
@@ -19,17 +16,6 @@ PROBE_HASH = 3058436515578806207
 
 # SQL_ASCII means bytes as they are; everything else is brought to UTF-8 before it is hashed.
 _HASHED_AS_IS = ("UTF8", "SQL_ASCII")
-
-
-def row_texts(conn: AsyncConnection[Any], table: Table, columns: dict[str, Sequence[str]]) -> sql.Composed:
-    """The query for the texts of every row of `table`: one for each entry of `columns`, named after it."""
-    encoding = conn.info.parameter_status("server_encoding") or "UTF8"
-    texts = [
-        sql.SQL("{} AS {}").format(row_text(names, encoding), sql.Identifier(name))
-        for name, names in columns.items()
-    ]
-    # OFFSET 0 keeps the planner from computing a text anew for each use of it.
-    return sql.SQL("SELECT {} FROM ONLY {} OFFSET 0").format(sql.SQL(", ").join(texts), table.name.sql())
 
 
 def row_text(columns: Sequence[str], encoding: str, of: str = "") -> sql.Composed:
